@@ -1,0 +1,1 @@
+"""smart-serve: tree speculative decoding for multimodal LLMs."""

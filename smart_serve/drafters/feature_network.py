@@ -1,0 +1,68 @@
+"""The network of EAGLE-1/2 and MSD drafters: one decoder layer over fused features.
+
+Training and inference share this module, so that a trained checkpoint and a served one cannot
+differ. Weights are named as in the published checkpoints (``fc.weight``, ``layers.0.*``).
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+
+class FeatureDraftNetwork(nn.Module):
+    """Predicts the target's next last hidden state ("feature") from a token and a feature.
+
+    Draft position t takes token x_{t+1} and the target's feature h_t, and gives the predicted
+    feature h_{t+1}; the target's own head turns that into the distribution of x_{t+2}.
+    There is no input norm, no final norm and no head of its own.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, hidden)
+        self.fc = nn.Linear(2 * hidden, hidden, bias=True)
+        self.layers = nn.ModuleList([_layer_without_input_norm(config)])
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+
+    def fuse(self, token_embeds: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Layer inputs [.., N, h] of text positions, from the embedding of x_{t+1} and h_t.
+
+        Image positions do not come here: their input is the projected visual embedding itself.
+        """
+        fused: torch.Tensor = self.fc(torch.cat((token_embeds, features), dim=-1))
+        return fused
+
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **attention_kwargs: Any,
+    ) -> torch.Tensor:
+        """Predicted features [B, N, h] from layer inputs [B, N, h] and RoPE positions [B, N].
+
+        `attention_kwargs` reach the attention function that `config._attn_implementation` names.
+        """
+        rotary = self.rotary_emb(inputs, position_ids)
+        hidden = inputs
+        for layer in self.layers:
+            hidden = layer(
+                hidden,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                position_embeddings=rotary,
+                **attention_kwargs,
+            )
+        return hidden
+
+
+def _layer_without_input_norm(config: LlamaConfig) -> nn.Module:
+    """One stock decoder layer; EAGLE-1/2 and MSD checkpoints hold no `input_layernorm`."""
+    layer = LlamaDecoderLayer(config, layer_idx=0)
+    layer.add_module("input_layernorm", nn.Identity())
+    return layer
