@@ -1,0 +1,61 @@
+"""Configuration of one engine: parsed once, frozen afterwards."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from smart_serve.errors import ConfigError
+
+PolicyName = Literal["off", "eagle2", "smart"]
+POLICY_NAMES: tuple[str, ...] = ("off", "eagle2", "smart")
+
+
+class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of the draft trees; within them the policy decides."""
+
+    policy: str = "smart"
+    max_depth: int = 8
+    """Layers of a tree. Beyond 8 even a very good drafter's path is worth little
+    (0.9^8 = 0.43 of a token for a whole draft layer)."""
+    top_k: int = 10
+    """Children of one node that are looked at (EAGLE-2's and MSD's default)."""
+    max_nodes: int = 512
+    """Draft nodes of one step, over all sequences of the batch."""
+    eagle2_nodes: int = 60
+    eagle2_depth: int = 6
+    eagle2_top_k: int = 10
+    """EAGLE-2's published defaults (total tokens, depth, top k)."""
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICY_NAMES:
+            raise ConfigError(f"policy '{self.policy}' is not one of {', '.join(POLICY_NAMES)}")
+        if self.max_depth < 1 or self.top_k < 1 or self.max_nodes < 1:
+            raise ConfigError("speculation: max_depth, top_k and max_nodes must be at least 1")
+
+
+class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One replica's engine."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    block_tokens: int = 16
+    """Tokens of one KV block."""
+    kv_tokens: int = 32_768
+    """Tokens of KV cache in all (rounded down to whole blocks)."""
+    max_running: int = 64
+    max_waiting: int = 256
+    prefill_chunk_tokens: int = 256
+    """Prompt tokens that one step prefills, over all sequences, so that a long prompt does not
+    stall running streams."""
+    speculation: SpeculationConfig = SpeculationConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("block_tokens", "kv_tokens", "max_running", "prefill_chunk_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1")
+        if self.max_waiting < 0:
+            raise ConfigError("max_waiting must not be negative")
+        if self.kv_tokens < self.block_tokens:
+            raise ConfigError("kv_tokens must hold at least one block")

@@ -1,0 +1,86 @@
+"""What the engine asks of a drafter, in process or at the far end of a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smart_serve.errors import ServerError
+from smart_serve.speculation.cost import Curve
+from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.tree import Forest
+
+
+class DrafterUnavailable(ServerError):
+    """The drafter is dead, late or confused: the step goes on without drafts."""
+
+    code = "drafter_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class DraftInput:
+    """What one sequence committed since the drafter was last asked.
+
+    Draft position t pairs token x_{t+1} with the target's last hidden state h_t (after its final
+    norm); where x_{t+1} is an image token, the projected visual embedding stands in h_t's place.
+    """
+
+    sequence_id: int
+    start: int
+    """First draft position of this input; all before it were sent earlier. 0 opens the sequence."""
+    token_ids: NDArray[np.int64]  # [n] x_{start+1} .. x_{start+n}; the last one is the root
+    vectors: torch.Tensor | None  # [n, hidden]; None for drafters that need no features
+
+
+@dataclass(frozen=True, slots=True)
+class DraftBatch:
+    """One step's request to a drafter."""
+
+    inputs: tuple[DraftInput, ...]
+    growth: GrowthPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """The answer: a tree for each input, in order."""
+
+    forest: Forest
+    unknown: tuple[int, ...] = ()
+    """Indices of inputs whose sequence the drafter does not hold up to `start`."""
+    layer_ms: tuple[float, ...] = ()
+    """Measured time of each drafting layer; the first includes catching up."""
+    layer_rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterInfo:
+    """What the target must know of a drafter before the first step."""
+
+    kind: str
+    hidden_size: int | None
+    """Width of the vectors it wants; None: tokens are enough."""
+    layer_cost: Curve
+    """Milliseconds of one drafting layer by rows, measured where the drafter runs."""
+
+
+class Drafter(Protocol):
+    """Grows draft trees. One owner calls it, from one thread."""
+
+    @property
+    def info(self) -> DrafterInfo: ...
+
+    def propose(self, batch: DraftBatch) -> Proposal:
+        """Catch up with the committed tokens and grow the trees of this step.
+
+        Raises `DrafterUnavailable` when no answer can be had.
+        """
+        ...
+
+    def close(self, sequence_ids: Sequence[int]) -> None:
+        """Forget sequences."""
+        ...

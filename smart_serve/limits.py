@@ -1,0 +1,35 @@
+"""Every limit of the server, finite by default, in one place."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one request, and one replica, may use.
+
+    The defaults suit a small public endpoint; an operator raises them knowingly.
+    """
+
+    max_body_bytes: int = 20 * 2**20
+    """Bytes of one HTTP request body. Ray Serve itself has no such limit."""
+    max_images: int = 8
+    """Pictures in one request."""
+    max_image_bytes: int = 10 * 2**20
+    """Encoded bytes of one picture."""
+    max_image_pixels: int = 33_177_600
+    """Pixels of one picture by its header (8K UHD); checked before decoding."""
+    max_image_side_px: int = 16_384
+    max_messages: int = 256
+    max_text_chars: int = 1_000_000
+    """Characters of all texts of one request, checked before tokenising."""
+    max_completion_tokens: int = 4_096
+    max_stop_strings: int = 4
+    """As the OpenAI API documents it."""
+    max_stop_chars: int = 256
+    max_running: int = 64
+    """Sequences in one replica's batch."""
+    max_waiting: int = 256
+    """Sequences queued at one replica before it answers 429."""
+    request_timeout_s: float = 600.0
+    """From arrival to the last token."""

@@ -1,0 +1,167 @@
+"""Everything that crosses a process boundary: frozen, tagged structs; types only."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from smart_serve.errors import ClientError
+
+FinishReason = Literal["stop", "length", "error", "cancelled"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the next token is chosen. `temperature=0` is greedy.
+
+    With a `seed`, tokens depend on (seed, prompt) alone: not on the batch, the draft tree, the
+    policy or the replica. Without one the engine draws a seed.
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: no limit."""
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    """Text that ends the answer; it is not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    policy: str | None = None
+    """Speculation policy of this request; None: the engine's."""
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, param: str, rule: str) -> None:
+            if not ok:
+                raise ClientError(f"{param} must be {rule}", param=param)
+
+        check(self.max_tokens >= 1, "max_tokens", "at least 1")
+        ok = math.isfinite(self.temperature) and 0.0 <= self.temperature <= 2.0
+        check(ok, "temperature", "between 0 and 2")
+        check(math.isfinite(self.top_p) and 0.0 < self.top_p <= 1.0, "top_p", "in (0, 1]")
+        check(self.top_k >= 0, "top_k", "0 (no limit) or more")
+        ok = self.seed is None or -(2**63) <= self.seed < 2**63
+        check(ok, "seed", "a 64-bit integer")
+        check(all(self.stop), "stop", "non-empty strings")
+
+
+class ImageSpan(msgspec.Struct, frozen=True, array_like=True):
+    """Where one picture's features stand in the prompt."""
+
+    start: int
+    """Index of its first token."""
+    length: int
+    """Number of image tokens."""
+    content_hash: str
+    """Of the checked picture's bytes; features and prefixes are shared by it."""
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine is asked for: token ids and the place of each picture. No text."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    image_spans: tuple[ImageSpan, ...] = ()
+    sampling: SamplingParams = SamplingParams()
+
+
+class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What speculation did for one request. Times in ms."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    target_steps: int = 0
+    """Forward passes of the target that emitted tokens of this request."""
+    drafted_tokens: int = 0
+    """Draft nodes verified for this request."""
+    accepted_tokens: int = 0
+    """Draft nodes accepted (the bonus tokens are not counted)."""
+    tree_sizes: tuple[int, ...] = ()
+    """Draft nodes verified in each target step."""
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    """Wall clock of this request's decode steps."""
+    draft_ms: float = 0.0
+    verify_ms: float = 0.0
+    plain_ms: float = 0.0
+    """What the same tokens would have cost in plain decoding at the same batch, by the measured
+    cost table."""
+    predicted_ms: float = 0.0
+    """What the cost model predicted for the steps taken."""
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.completion_tokens / max(1, self.target_steps)
+
+
+class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """The tokens that one step emitted for one request; the last one carries reason and stats."""
+
+    token_ids: tuple[int, ...]
+    num_accepted: int = 0
+    """How many of them a draft tree had foreseen."""
+    finish_reason: FinishReason | None = None
+    stats: RequestStats | None = None
+    error: str | None = None
+    """Our own words, when `finish_reason` is "error"."""
+
+
+class SpeculationPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The router's envelope for one target replica; SMART sizes trees within it."""
+
+    policy: str = "smart"
+    max_nodes: int = 512
+    """Draft nodes of one step, over the batch."""
+    max_depth: int = 8
+    top_k: int = 10
+    draft_cost_factor: float = 1.0
+    """The drafter's predicted slow-down under the load that all targets put on it."""
+    epoch: int = 0
+    ttl_ms: float = 1000.0
+    """After this the replica plans for itself."""
+
+
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a target replica tells the router every 100 ms."""
+
+    replica_id: str
+    pool: str
+    device_type: str
+    running: int
+    waiting: int
+    free_blocks: int
+    total_blocks: int
+    tokens_per_s: float
+    step_ms: float
+    """Moving average of one step's wall clock."""
+    draft_ms: float
+    verify_ms: float
+    accepted_per_step: float
+    nodes_per_step: float
+    plan_epoch: int
+
+
+class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
+    """What the router needs to know of a request."""
+
+    prompt_tokens: int
+    max_tokens: int
+    image_hashes: tuple[str, ...] = ()
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a request goes."""
+
+    pool: str
+    reason: str
+
+
+class ArrayBuffer(msgspec.Struct, frozen=True, array_like=True):
+    """One array on the wire: little-endian, C order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes

@@ -1,0 +1,74 @@
+"""What a step costs on this device: measured tables, interpolated, corrected while running."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from smart_serve.speculation.tree import FloatArray
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """A monotone piecewise-linear function; beyond its last knot it goes on with the last slope."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    """Milliseconds."""
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y) or not self.x:
+            raise ValueError("a curve needs as many values as knots, and at least one")
+        if any(b <= a for a, b in zip(self.x, self.x[1:], strict=False)):
+            raise ValueError("knots must increase")
+
+    @staticmethod
+    def monotone(x: Sequence[float], y: Sequence[float]) -> Curve:
+        """From measurements: noise that falls is lifted, since more work never costs less."""
+        return Curve(tuple(map(float, x)), tuple(np.maximum.accumulate(y).tolist()))
+
+    def at(self, points: FloatArray) -> FloatArray:
+        """Values at `points` [n], in ms."""
+        inside: FloatArray = np.interp(points, self.x, self.y)
+        if len(self.x) < 2:
+            return inside
+        slope = (self.y[-1] - self.y[-2]) / (self.x[-1] - self.x[-2])
+        return inside + np.maximum(points - self.x[-1], 0.0) * slope
+
+    def __call__(self, point: float) -> float:
+        return float(self.at(np.asarray([point], np.float64))[0])
+
+
+class CostTable(msgspec.Struct, frozen=True):
+    """`verify(tokens, batch, context)` in ms: one curve over packed tokens per (batch, context).
+
+    Batches and contexts between two measured ones are interpolated linearly; outside, the nearest
+    measured one stands.
+    """
+
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    """Committed tokens per sequence."""
+    curves: tuple[tuple[Curve, ...], ...]
+    """[batch][context], over the packed query tokens of the step."""
+
+    def verify_ms(self, num_tokens: FloatArray, batch: int, context: float) -> FloatArray:
+        """Predicted cost of target forwards over `num_tokens` [n] packed tokens. [n]"""
+        total = np.zeros(len(num_tokens), np.float64)
+        for i, batch_weight in _neighbours(self.batches, batch):
+            for j, context_weight in _neighbours(self.contexts, context):
+                total += batch_weight * context_weight * self.curves[i][j].at(num_tokens)
+        return total
+
+
+def _neighbours(knots: Sequence[int], value: float) -> list[tuple[int, float]]:
+    """Indices around `value` with their linear weights."""
+    if value <= knots[0]:
+        return [(0, 1.0)]
+    if value >= knots[-1]:
+        return [(len(knots) - 1, 1.0)]
+    right = bisect.bisect_right(knots, value)
+    weight = (value - knots[right - 1]) / (knots[right] - knots[right - 1])
+    return [(right - 1, 1.0 - weight), (right, weight)]

@@ -1,0 +1,43 @@
+"""What a drafter is told for one step: the bounds of the trees and the prices of everything."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from smart_serve.speculation.cost import Curve
+from smart_serve.speculation.tree import FloatArray
+
+
+class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that growing the trees of one step needs besides the drafter itself.
+
+    It is sent with each step, so that a drafter keeps no state of the controller: the prices are
+    a few hundred bytes.
+    """
+
+    policy: str
+    max_nodes: int
+    """Draft nodes of the step, over all trees."""
+    max_depth: int
+    top_k: int
+    """Children of one node that are looked at."""
+    nodes_per_tree: int | None = None
+    """Fixed tree size of the likelihood-maximising policies."""
+    verify_knots: tuple[int, ...] = (0,)
+    """Numbers of draft nodes (over the batch) at which `verify_knot_ms` is known."""
+    verify_knot_ms: tuple[float, ...] = (1.0,)
+    """Target forward with that many draft nodes beside the roots, at this batch and context."""
+    draft_layer: Curve = Curve((1.0,), (0.0,))
+    """One layer of drafting, by rows."""
+    wire_ms: float = 0.0
+    """Everything else that the step pays for speculating: the hop to the drafter, the controller."""
+    calibration: tuple[tuple[float, ...], ...] = ()
+    """Per depth, acceptance at evenly spaced confidences from 0 to 1; empty: α-damped confidence."""
+    child_mass: tuple[float, ...] = ()
+    """Per depth, the share of a node's probability that its best child keeps (running estimate)."""
+
+    def verify_ms(self, num_nodes: int) -> FloatArray:
+        """Target cost with 0..num_nodes draft nodes. [num_nodes + 1]"""
+        curve = Curve(tuple(map(float, self.verify_knots)), self.verify_knot_ms)
+        return curve.at(np.arange(num_nodes + 1, dtype=np.float64))

@@ -1,0 +1,79 @@
+"""Draft trees of a batch as flat arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """The draft trees of one step, one per sequence, concatenated.
+
+    Row 0 of a tree is its root: the pending token, already emitted but not yet in the KV cache. The
+    root is not stored; draft nodes are rows 1..n, parents before children.
+    """
+
+    offsets: IntArray  # [B + 1] tree i owns nodes offsets[i]:offsets[i + 1]
+    token_ids: IntArray  # [M]
+    parents: IntArray  # [M] row of the parent within its tree; 0 is the root
+    depths: IntArray  # [M] 1 for children of the root
+    confidences: FloatArray  # [M] the drafter's probability of the node given its parent
+    path_probs: FloatArray  # [M] calibrated probability that the whole path is accepted
+
+    @staticmethod
+    def empty(num_trees: int) -> Forest:
+        ints, floats = np.empty(0, np.int64), np.empty(0, np.float64)
+        return Forest(np.zeros(num_trees + 1, np.int64), ints, ints, ints, floats, floats)
+
+    @property
+    def num_trees(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def sizes(self) -> IntArray:
+        """Draft nodes per tree. [B]"""
+        return np.diff(self.offsets)
+
+    def problem(self, vocab_size: int, max_nodes: int) -> str | None:
+        """Why this forest must not be verified, or None.
+
+        A drafter may be another process, of another version or broken; whatever it says costs at
+        most a plain step, never a wrong token.
+        """
+        m = self.num_nodes
+        if m > max_nodes:
+            return f"{m} nodes where {max_nodes} were allowed"
+        if len(self.offsets) < 1 or self.offsets[0] != 0 or self.offsets[-1] != m:
+            return "offsets do not cover the nodes"
+        if np.any(np.diff(self.offsets) < 0):
+            return "offsets decrease"
+        columns = (self.parents, self.depths, self.confidences, self.path_probs)
+        if any(len(column) != m for column in columns):
+            return "columns of different lengths"
+        if m == 0:
+            return None
+        if self.token_ids.min() < 0 or self.token_ids.max() >= vocab_size:
+            return "token outside the vocabulary"
+        return self._structure_problem()
+
+    def _structure_problem(self) -> str | None:
+        starts = np.repeat(self.offsets[:-1], self.sizes)
+        rows = np.arange(self.num_nodes) - starts + 1
+        if np.any(self.parents < 0) or np.any(self.parents >= rows):
+            return "a parent that does not come before its child"
+        # Depth of the parent: 0 for the root, else that of the row it names.
+        parent_nodes = starts + np.maximum(self.parents, 1) - 1
+        parent_depths = np.where(self.parents == 0, 0, self.depths[parent_nodes])
+        if np.any(self.depths != parent_depths + 1):
+            return "a depth that is not its parent's plus one"
+        return None

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# All checks: format, lint, types, tests. Options: --slow (also the slow tests), --gpu (only those
+# that need a CUDA device); anything else goes to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source deploy/venv.sh dev
+
+selection="not slow and not gpu"
+arguments=()
+for argument in "$@"; do
+  case "$argument" in
+    --slow) selection="not gpu" ;;
+    --gpu) selection="gpu" ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+
+export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=disabled HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+.venv/bin/ruff format --check .
+.venv/bin/ruff check .
+.venv/bin/mypy
+.venv/bin/python -m pytest -m "$selection" ${arguments[@]+"${arguments[@]}"}
