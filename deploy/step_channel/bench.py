@@ -1,0 +1,89 @@
+"""Median round trip of `propose` over the step channel: `python -m deploy.step_channel.bench`."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deploy.step_channel.client import RemoteDrafter
+from deploy.step_channel.handshake import new_nonce
+from deploy.step_channel.server import DrafterServer
+from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, DraftInput, Proposal
+from smart_serve.speculation.cost import Curve
+from smart_serve.speculation.growth import Growth
+from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.tree import Forest
+
+
+class ChainDrafter:
+    """Answers at once with a chain of `depth` nodes for each sequence: what is left is the wire."""
+
+    def __init__(self, hidden_size: int | None, depth: int) -> None:
+        self.info = DrafterInfo("chain", hidden_size, Curve((1.0,), (0.0,)))
+        self._depth = depth
+
+    def propose(self, batch: DraftBatch) -> Proposal:
+        trees, depth = len(batch.inputs), self._depth
+        rows = np.tile(np.arange(depth, dtype=np.int64), trees)
+        ones = np.ones(trees * depth)
+        offsets = np.arange(trees + 1, dtype=np.int64) * depth
+        forest = Forest(offsets, rows, rows, rows + 1, ones, ones)
+        return Proposal(Growth(forest, (), ()))
+
+    def close(self, sequence_ids: Sequence[int]) -> None:
+        """Nothing is held."""
+
+
+def step_batch(num_sequences: int, tokens_each: int, hidden_size: int) -> DraftBatch:
+    """A decode step's request in bfloat16."""
+    growth = GrowthPlan(policy="smart", max_nodes=512, max_depth=8, top_k=10)
+    tokens = np.arange(tokens_each, dtype=np.int64)
+    vectors = torch.ones(tokens_each, hidden_size, dtype=torch.bfloat16)
+    inputs = (DraftInput(i, 0, tokens, vectors) for i in range(num_sequences))
+    return DraftBatch(tuple(inputs), growth)
+
+
+def median_ms(remote: RemoteDrafter, batch: DraftBatch, rounds: int) -> float:
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        remote.propose(batch)
+        times.append((time.perf_counter() - begun) * 1e3)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--hidden-size", type=int, default=4096)
+    options = parser.parse_args()
+    secret = new_nonce()
+    drafter = ChainDrafter(options.hidden_size, depth=5)
+    with tempfile.TemporaryDirectory(prefix="smart-serve-") as folder:
+        path = Path(folder, "drafter.sock")
+        server = DrafterServer(drafter, secret, unix_path=path, tcp_host="127.0.0.1")
+        server.start()
+        address = ("127.0.0.1", server.tcp_port or 0)
+        for name, remote in (
+            ("unix", RemoteDrafter(secret, unix_path=path)),
+            ("tcp", RemoteDrafter(secret, address=address)),
+        ):
+            print(f"{name}: bare round trip {remote.wire_ms:.3f} ms")
+            for sequences in (1, 8, 32):
+                batch = step_batch(sequences, 4, options.hidden_size)
+                kib = sequences * 4 * options.hidden_size * 2 / 1024
+                took = median_ms(remote, batch, options.rounds)
+                print(f"  {sequences:2d} sequences, {kib:5.0f} KiB of vectors: {took:.3f} ms")
+            remote.disconnect()
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()

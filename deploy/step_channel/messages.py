@@ -1,0 +1,102 @@
+"""The messages of the step channel. Types only; `PROTOCOL_VERSION` changes with any of them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from deploy.step_channel.arrays import WireArray
+from smart_serve.speculation.cost import Curve
+from smart_serve.speculation.plan import GrowthPlan
+
+PROTOCOL_VERSION = 1
+
+
+class Challenge(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Server's first word."""
+
+    version: int
+    nonce: bytes
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Client proves that it knows the secret, and asks the same of the server."""
+
+    version: int
+    nonce: bytes
+    mac: bytes
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Server's proof, and what the target must know of the drafter."""
+
+    mac: bytes
+    kind: str
+    hidden_size: int | None
+    layer_cost: Curve
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Server will not talk to this client; it closes after this."""
+
+    reason: str
+
+
+class Ping(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Asks for a `Pong` of the same number: measures the bare round trip."""
+
+    number: int
+
+
+class Pong(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    number: int
+
+
+class Propose(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """One step's `DraftBatch`, its B inputs laid end to end."""
+
+    number: int
+    sequence_ids: WireArray
+    """[B] int64; each connection has its own name space."""
+    starts: WireArray
+    """[B] int64"""
+    counts: WireArray
+    """[B] int64, tokens of each input; they sum to N."""
+    token_ids: WireArray
+    """[N] int64"""
+    vectors: WireArray | None
+    """[N, hidden], for drafters that want them."""
+    growth: GrowthPlan
+
+
+class Proposed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The `Proposal` that answers `Propose` of the same number; columns as in `Forest`."""
+
+    number: int
+    offsets: WireArray
+    token_ids: WireArray
+    parents: WireArray
+    depths: WireArray
+    confidences: WireArray
+    path_probs: WireArray
+    best_by_depth: tuple[tuple[float, ...], ...]
+    child_mass: tuple[float, ...]
+    unknown: tuple[int, ...]
+    layer_ms: tuple[float, ...]
+    layer_rows: tuple[int, ...]
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The drafter could not answer `Propose` of this number; the connection goes on."""
+
+    number: int
+    reason: str
+
+
+class Close(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Forget these sequences; not answered."""
+
+    sequence_ids: tuple[int, ...]
+
+
+ClientMessage = Answer | Ping | Propose | Close
+ServerMessage = Challenge | Welcome | Refusal | Pong | Proposed | Failed

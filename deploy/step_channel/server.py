@@ -1,0 +1,168 @@
+"""The drafter's end of the step channel: one thread, one drafter, several targets."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import selectors
+import socket
+import threading
+import time
+from pathlib import Path
+
+from deploy.step_channel.connection import Connection
+from deploy.step_channel.convert import message_to_batch, proposal_to_message
+from deploy.step_channel.errors import ChannelError, ProtocolError
+from deploy.step_channel.handshake import check_secret
+from deploy.step_channel.messages import ClientMessage, Close, Failed, Ping, Pong, Propose
+from deploy.step_channel.sockets import listen_tcp, listen_unix, make_prompt
+from smart_serve.drafters.protocol import Drafter, DrafterUnavailable
+
+logger = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 256
+
+
+class DrafterServer:
+    """Serves `drafter` until `stop`.
+
+    One thread does everything, so the drafter has its one owner, a step crosses no queue, and two
+    targets that ask at once are served one after the other, as the device would anyway.
+    """
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        secret: bytes,
+        *,
+        unix_path: Path | None = None,
+        tcp_host: str | None = None,
+    ) -> None:
+        """Binds at once: `unix_path` must be free, on `tcp_host` the system picks the port."""
+        check_secret(secret)
+        self._drafter = drafter
+        self._secret = secret
+        self._info = drafter.info
+        self._unix_path = unix_path
+        self._connections: dict[socket.socket, Connection] = {}
+        self._ids = itertools.count()
+        self._selector = selectors.DefaultSelector()
+        self._listeners = []
+        self.tcp_port: int | None = None
+        if unix_path is not None:
+            self._listeners.append(listen_unix(unix_path))
+        if tcp_host is not None:
+            listener = listen_tcp(tcp_host)
+            self.tcp_port = listener.getsockname()[1]
+            self._listeners.append(listener)
+        self._waker, self._woken = socket.socketpair()
+        for one in (*self._listeners, self._woken):
+            self._selector.register(one, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="drafter-server", daemon=True)
+
+    @property
+    def num_connections(self) -> int:
+        return len(self._connections)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Closes every connection and its sequences; returns once the thread has ended."""
+        self._waker.close()
+        self._thread.join(timeout_s)
+        if self._unix_path is not None:
+            self._unix_path.unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            for key, _ in self._selector.select(timeout=1.0):
+                stopping = stopping or key.fileobj is self._woken
+                if key.fileobj in self._listeners:
+                    self._accept(key.fileobj)
+                elif isinstance(key.data, Connection):
+                    self._attend(key.data)
+            self._drop_late()
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+        for one in self._listeners:
+            one.close()
+        self._woken.close()
+        self._selector.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            peer, _ = listener.accept()
+        except OSError as error:  # it hung up before it was accepted
+            logger.info("no connection accepted: %s", error)
+            return
+        if len(self._connections) >= MAX_CONNECTIONS:
+            logger.warning("a target was turned away: %d are connected", MAX_CONNECTIONS)
+            peer.close()
+            return
+        make_prompt(peer)
+        peer.setblocking(False)
+        connection = Connection(peer, self._secret, self._info)
+        self._connections[peer] = connection
+        self._selector.register(peer, selectors.EVENT_READ, connection)
+        try:
+            connection.greet()
+        except OSError as error:
+            self._drop(connection, error)
+
+    def _attend(self, connection: Connection) -> None:
+        """Serves what this target sent; whatever is wrong with it costs only its connection."""
+        try:
+            message = connection.receive()
+            if message is None:
+                return
+            if connection.is_open:
+                self._serve(connection, message)
+            else:
+                connection.open(message)
+        except (ChannelError, OSError) as error:
+            self._drop(connection, error)
+
+    def _serve(self, connection: Connection, message: ClientMessage) -> None:
+        match message:
+            case Propose():
+                self._propose(connection, message)
+            case Ping(number):
+                connection.send(Pong(number))
+            case Close(sequence_ids):
+                self._drafter.close(connection.forget(sequence_ids))
+            case _:
+                raise ProtocolError("an unexpected message")
+
+    def _propose(self, connection: Connection, message: Propose) -> None:
+        batch = message_to_batch(
+            message, self._info.hidden_size, lambda one: connection.name(one, self._ids)
+        )
+        try:
+            answer = proposal_to_message(message.number, self._drafter.propose(batch))
+        except DrafterUnavailable as error:
+            connection.send(Failed(message.number, error.message))
+        except Exception:
+            # The other targets must not lose their drafter to one bad batch.
+            logger.exception("the drafter failed on a batch of %d", len(batch.inputs))
+            connection.send(Failed(message.number, "the drafter failed"))
+        else:
+            connection.send(answer)
+
+    def _drop_late(self) -> None:
+        now = time.monotonic()
+        for connection in [one for one in self._connections.values() if one.is_late(now)]:
+            self._drop(connection, ProtocolError("a deadline passed"))
+
+    def _drop(self, connection: Connection, reason: Exception | None = None) -> None:
+        if reason is not None:
+            logger.info("a target's connection ends: %s", reason)
+        self._selector.unregister(connection.peer)
+        del self._connections[connection.peer]
+        connection.peer.close()
+        self._drafter.close(connection.forget(None))
