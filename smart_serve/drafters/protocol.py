@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from smart_serve.errors import ServerError
 from smart_serve.speculation.cost import Curve
+from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.plan import GrowthPlan
-from smart_serve.speculation.tree import Forest
 
 
 class DrafterUnavailable(ServerError):
@@ -49,7 +49,7 @@ class DraftBatch:
 class Proposal:
     """The answer: a tree for each input, in order."""
 
-    forest: Forest
+    growth: Growth
     unknown: tuple[int, ...] = ()
     """Indices of inputs whose sequence the drafter does not hold up to `start`."""
     layer_ms: tuple[float, ...] = ()

@@ -34,6 +34,8 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything else that the step pays for speculating: the hop to the drafter, the controller."""
     calibration: tuple[tuple[float, ...], ...] = ()
     """Per depth, acceptance at evenly spaced confidences from 0 to 1; empty: α-damped confidence."""
+    terminal_tokens: tuple[int, ...] = ()
+    """Tokens that end a sequence: worth verifying, never worth expanding."""
     child_mass: tuple[float, ...] = ()
     """Per depth, the share of a node's probability that its best child keeps (running estimate)."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,28 @@ class Forest:
     def empty(num_trees: int) -> Forest:
         ints, floats = np.empty(0, np.int64), np.empty(0, np.float64)
         return Forest(np.zeros(num_trees + 1, np.int64), ints, ints, ints, floats, floats)
+
+    def spread(self, num_trees: int, places: Sequence[int]) -> Forest:
+        """The same trees at `places` (increasing) among `num_trees`; the others are empty."""
+        sizes = np.zeros(num_trees, np.int64)
+        sizes[list(places)] = self.sizes
+        return replace(self, offsets=np.concatenate(([0], np.cumsum(sizes))))
+
+    def cut(self, room: Sequence[int]) -> Forest:
+        """Each tree's first `room[i]` nodes; parents come first, so what is left are trees."""
+        sizes = np.minimum(self.sizes, np.asarray(room, np.int64))
+        if np.array_equal(sizes, self.sizes):
+            return self
+        starts = np.repeat(self.offsets[:-1], self.sizes)
+        kept = np.arange(self.num_nodes) - starts < np.repeat(sizes, self.sizes)
+        return Forest(
+            offsets=np.concatenate(([0], np.cumsum(sizes))),
+            token_ids=self.token_ids[kept],
+            parents=self.parents[kept],
+            depths=self.depths[kept],
+            confidences=self.confidences[kept],
+            path_probs=self.path_probs[kept],
+        )
 
     @property
     def num_trees(self) -> int:

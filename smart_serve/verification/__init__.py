@@ -1,0 +1,1 @@
+"""Verification: which draft tokens the target accepts."""

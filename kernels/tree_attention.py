@@ -1,0 +1,76 @@
+"""Attention of packed ragged queries over a paged cache, under the trees' ancestor masks.
+
+    out[n] = Σ_s softmax_s(scale · q[n]·k[s] + mask[n, s]) · v[s]
+
+where s runs over the cached tokens of n's own sequence: all committed ones, and of this step's own
+tokens the ancestors of n and n itself (mask 0; elsewhere −inf).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Sequences whose queries are padded to one length and attended together."""
+
+    block_tables: torch.Tensor  # [G, blocks] int64, padded with any valid block
+    mask: torch.Tensor  # [G, 1, Q, blocks * block_tokens] additive: 0 or -inf
+    first_row: int  # the group owns packed rows first_row .. first_row + num_rows - 1
+    num_rows: int
+    padded_rows: torch.Tensor | None  # [G * Q] packed row of each padded query; None: no padding
+    real_queries: torch.Tensor | None  # [num_rows] index of each packed row among the padded ones
+
+
+def tree_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    groups: Sequence[AttentionGroup],
+    scale: float,
+) -> torch.Tensor:
+    """Attention output [N, H, D] of queries [N, H, D]; caches [blocks, block_tokens, H_kv, D].
+
+    The step's own keys and values are in the cache already.
+    """
+    outputs = [_attend(query, key_cache, value_cache, group, scale) for group in groups]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    group: AttentionGroup,
+    scale: float,
+) -> torch.Tensor:
+    num_sequences, num_heads, head_dim = len(group.block_tables), query.shape[1], query.shape[2]
+    if group.padded_rows is None:
+        rows = query[group.first_row : group.first_row + group.num_rows]
+    else:
+        rows = query.index_select(0, group.padded_rows)
+    padded = rows.view(num_sequences, -1, num_heads, head_dim).transpose(1, 2)
+    grouped = num_heads != key_cache.shape[2]
+    attended = F.scaled_dot_product_attention(
+        padded,
+        _gather(key_cache, group.block_tables),
+        _gather(value_cache, group.block_tables),
+        attn_mask=group.mask,
+        scale=scale,
+        enable_gqa=grouped,
+    )
+    flat = attended.transpose(1, 2).reshape(-1, num_heads, head_dim)
+    return flat if group.real_queries is None else flat.index_select(0, group.real_queries)
+
+
+def _gather(cache: torch.Tensor, block_tables: torch.Tensor) -> torch.Tensor:
+    """[G, H_kv, blocks * block_tokens, D]: whole blocks, since long copies are the fast ones."""
+    num_sequences, num_blocks = block_tables.shape
+    blocks = cache.index_select(0, block_tables.view(-1))
+    tokens = blocks.view(num_sequences, num_blocks * cache.shape[1], *cache.shape[2:])
+    return tokens.transpose(1, 2)

@@ -1,0 +1,44 @@
+"""What one drafting layer costs here, by rows."""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+import torch
+
+from smart_serve.drafters.protocol import DraftBatch, Drafter, DraftInput
+from smart_serve.speculation.cost import Curve
+from smart_serve.speculation.plan import GrowthPlan
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+REPEATS = 5
+WARM_UP = 2
+CONTEXT = 64
+"""Tokens each sequence has committed; a drafting layer's cost hardly depends on it at this size."""
+_FIRST_ID = -1_000
+"""Sequence ids below zero: no engine uses them."""
+
+
+def measure_layer_cost(drafter: Drafter) -> Curve:
+    """Median milliseconds of a pass over `ROWS` rows, one row for each of as many sequences."""
+    hidden = drafter.info.hidden_size
+    times = []
+    for rows in ROWS:
+        ids = range(_FIRST_ID, _FIRST_ID - rows, -1)
+        drafter.propose(_batch(ids, 0, CONTEXT, hidden))
+        samples = []
+        for repeat in range(WARM_UP + REPEATS):
+            proposal = drafter.propose(_batch(ids, CONTEXT + repeat, 1, hidden))
+            samples.append(proposal.layer_ms[0])
+        times.append(statistics.median(samples[WARM_UP:]))
+        drafter.close(ids)
+    return Curve.monotone(ROWS, times)
+
+
+def _batch(ids: range, start: int, length: int, hidden: int | None) -> DraftBatch:
+    vectors = None if hidden is None else torch.zeros(length, hidden)
+    token_ids = np.ones(length, np.int64)
+    inputs = tuple(DraftInput(i, start, token_ids, vectors) for i in ids)
+    growth = GrowthPlan(policy="eagle2", max_nodes=len(ids), max_depth=1, top_k=1, nodes_per_tree=1)
+    return DraftBatch(inputs, growth)

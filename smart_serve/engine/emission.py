@@ -1,0 +1,81 @@
+"""What a step gives to its requests: tokens, the end, and the tally of what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from smart_serve.engine.scheduler import StepWork
+from smart_serve.engine.sequence import Sequence
+from smart_serve.messages import FinishReason, TokenChunk
+from smart_serve.speculation.controller import SpeculationController, StepObservation
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """New tokens of one sequence; `chunk` is filled in once the step has been tallied."""
+
+    sequence: Sequence
+    token_ids: tuple[int, ...]
+    num_accepted: int
+    chunk: TokenChunk | None = None
+
+
+def cut_at_end(
+    sequence: Sequence, tokens: list[int], eos_token_ids: frozenset[int]
+) -> tuple[list[int], FinishReason | None]:
+    """The tokens up to the first that ends the answer (it is kept), and why it ends."""
+    sampling = sequence.request.sampling
+    left = sampling.max_tokens - sequence.num_generated
+    ends = frozenset(sampling.stop_token_ids)
+    if not sampling.ignore_eos:
+        ends |= eos_token_ids
+    for i, token in enumerate(tokens[:left]):
+        if token in ends:
+            return tokens[: i + 1], "stop"
+    if len(tokens) >= left:
+        return tokens[:left], "length"
+    return tokens, None
+
+
+def finish_chunk(emission: Emission) -> Emission:
+    """The message for the request, with its stats if this is the last one."""
+    sequence = emission.sequence
+    ended = sequence.finish_reason is not None
+    chunk = TokenChunk(
+        token_ids=emission.token_ids,
+        num_accepted=emission.num_accepted,
+        finish_reason=sequence.finish_reason,
+        stats=sequence.stats() if ended else None,
+        error=sequence.error,
+    )
+    return Emission(sequence, emission.token_ids, emission.num_accepted, chunk)
+
+
+def tally_step(
+    work: StepWork, seen: StepObservation, draft_ms: float, controller: SpeculationController
+) -> None:
+    """Add the step to the tallies of the requests that took part; shared time counts for each."""
+    for chunk in work.prefills:
+        chunk.sequence.tally.prefill_ms += seen.step_ms
+        if chunk.is_last:
+            chunk.sequence.tally.target_steps += 1
+            chunk.sequence.tally.tree_sizes.append(0)
+    if not work.decodes:
+        return
+    plain_ms = controller.plain_step_ms(seen.batch, seen.context)
+    # A step that also prefills is slower than the tables of a decode step know; it is counted at
+    # what it took, on both sides.
+    predicted_ms = controller.predicted_step_ms(seen) if not work.prefills else seen.step_ms
+    for i, sequence in enumerate(work.decodes):
+        begin, end = int(seen.forest.offsets[i]), int(seen.forest.offsets[i + 1])
+        accepted = int(seen.accepted[begin:end].sum())
+        tally = sequence.tally
+        tally.target_steps += 1
+        tally.drafted += end - begin
+        tally.accepted += accepted
+        tally.tree_sizes.append(end - begin)
+        tally.decode_ms += seen.step_ms
+        tally.draft_ms += draft_ms
+        tally.verify_ms += seen.verify_ms
+        tally.plain_ms += plain_ms * (accepted + 1)
+        tally.predicted_ms += predicted_ms

@@ -1,0 +1,329 @@
+"""The engine: one step of continuous batching with tree speculation.
+
+Knows token ids and features only: no text, no network, no Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smart_serve.config import EngineConfig
+from smart_serve.drafters.protocol import Drafter
+from smart_serve.engine.drafting import Drafted, Drafting, mean_context
+from smart_serve.engine.emission import Emission, cut_at_end, finish_chunk, tally_step
+from smart_serve.engine.packing import pack
+from smart_serve.engine.sampler import Drawn, draw
+from smart_serve.engine.scheduler import Scheduler, StepWork
+from smart_serve.engine.sequence import Sequence, State
+from smart_serve.errors import ClientError
+from smart_serve.messages import GenerateRequest, SpeculationPlan
+from smart_serve.models.target import TargetModel
+from smart_serve.paging.blocks import BlockPool
+from smart_serve.paging.kv_cache import KvCache
+from smart_serve.speculation.controller import SpeculationController, StepObservation
+from smart_serve.speculation.cost import CostTable
+from smart_serve.verification.match import match
+
+_LOG = logging.getLogger(__name__)
+MAX_INBOX_ROWS = 8_192
+"""Hidden states kept per sequence while drafting is off: 64 MiB for a 7B model in bf16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What the target said of a step's rows."""
+
+    hidden: torch.Tensor  # [N, h]
+    first_rows: NDArray[np.int64]  # [num_sequences + 1]
+    drawn: Drawn  # all rows of decoding sequences, then one per finished prefill
+    elapsed_ms: float
+
+
+class Engine:
+    """Owns the sequences, the KV cache and the controller; one thread calls it."""
+
+    def __init__(
+        self,
+        model: TargetModel,
+        cache: KvCache,
+        config: EngineConfig,
+        costs: CostTable,
+        drafter: Drafter | None,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.config = config
+        self.scheduler = Scheduler(
+            BlockPool(cache.num_blocks, cache.block_tokens),
+            max_running=config.max_running,
+            max_waiting=config.max_waiting,
+            prefill_tokens=config.prefill_chunk_tokens,
+        )
+        self.controller = SpeculationController(
+            config.speculation,
+            costs,
+            drafter.info.layer_cost if drafter else None,
+            model.eos_token_ids,
+        )
+        self.drafting = Drafting(
+            drafter, self.controller, config.speculation.policy, model.vocab_size
+        )
+        self.last_step: StepObservation | None = None
+        """Of the newest step with decoding sequences."""
+        self._next_id = 0
+
+    # ---- requests
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that one request may hold, prompt and answer together."""
+        pool = self.scheduler.pool
+        return min(self.model.max_context, pool.total * pool.block_tokens)
+
+    def add(self, request: GenerateRequest, features: Seq[NDArray[np.float32]] = ()) -> Sequence:
+        """Queue a request. Raises `ClientError` if it can never run, `OverloadedError` if full."""
+        self._check(request, features)
+        on_device = tuple(
+            torch.tensor(array, dtype=self.model.dtype, device=self.model.device)
+            for array in features
+        )
+        seed = request.sampling.seed
+        seed = secrets.randbits(63) if seed is None else seed
+        sequence = Sequence(self._next_id, request, on_device, seed, MAX_INBOX_ROWS)
+        self.scheduler.add(sequence)
+        self._next_id += 1
+        return sequence
+
+    def abort(self, sequence: Sequence) -> None:
+        """Drop a sequence in any state and free its blocks; again, or after its end, harmless."""
+        if sequence.state is not State.FINISHED:
+            sequence.finish_reason = "cancelled"
+            self._release(sequence)
+
+    def set_drafter(self, drafter: Drafter | None) -> None:
+        """Another drafter, or none; running sequences go on without drafts."""
+        for sequence in self.scheduler.running:
+            sequence.inbox.lose()
+        self.drafting.drafter = drafter
+        self.controller.set_layer_cost(drafter.info.layer_cost if drafter else None)
+
+    def set_plan(self, plan: SpeculationPlan) -> None:
+        """The router's envelope for the next steps."""
+        self.controller.set_envelope(plan)
+
+    # ---- the step
+
+    @torch.inference_mode()
+    def step(self) -> list[Emission]:
+        """schedule → propose → verify → commit → emit."""
+        clock = time.perf_counter()
+        work = self.scheduler.schedule()
+        if work.is_empty:
+            return []
+        drafted = self._propose(work)
+        verified = self._verify(work, drafted)
+        emissions, accepted = self._commit(work, drafted, verified)
+        step_ms = 1e3 * (time.perf_counter() - clock)
+        self._learn(work, drafted, verified, accepted, step_ms)
+        return [finish_chunk(emission) for emission in emissions]
+
+    def _propose(self, work: StepWork) -> Drafted:
+        drafted = self.drafting.propose(work.decodes, mean_context(work.decodes))
+        if drafted.forest.num_nodes == 0:
+            return drafted
+        room = [
+            self.scheduler.reserve_nodes(sequence, int(size))
+            for sequence, size in zip(work.decodes, drafted.forest.sizes, strict=True)
+        ]
+        return drafted.with_forest(drafted.forest.cut(room))
+
+    def _verify(self, work: StepWork, drafted: Drafted) -> Verified:
+        clock = time.perf_counter()
+        like = self.model.embed(torch.zeros(0, dtype=torch.int64, device=self.model.device))
+        step = pack(work, drafted.forest, self.cache, like)
+        embeds = self.model.embed(step.token_ids, self._image_rows(work, step.first_rows))
+        hidden = self.model.forward(embeds, step.positions, step.attention)
+        num_tree_rows = int(step.first_rows[len(work.decodes)])
+        ends = [
+            int(step.first_rows[len(work.decodes) + i + 1]) - 1
+            for i, chunk in enumerate(work.prefills)
+            if chunk.is_last
+        ]
+        wanted = hidden[:num_tree_rows]
+        if ends:
+            wanted = torch.cat((wanted, hidden[torch.tensor(ends, device=hidden.device)]))
+        drawn = self._draw(work, drafted, wanted)
+        return Verified(hidden, step.first_rows, drawn, 1e3 * (time.perf_counter() - clock))
+
+    def _draw(self, work: StepWork, drafted: Drafted, hidden: torch.Tensor) -> Drawn:
+        """The target's token after each tree row and each finished prompt."""
+        finished = [chunk.sequence for chunk in work.prefills if chunk.is_last]
+        sequences = [*work.decodes, *finished]
+        if not sequences:
+            return Drawn(np.empty(0, np.int64), np.empty(0, np.bool_))
+        counts = [*(drafted.forest.sizes + 1).tolist(), *([1] * len(finished))]
+        starts = np.repeat([len(sequence.tokens) for sequence in sequences], counts)
+        depths = np.zeros(len(starts), np.int64)
+        roots = drafted.forest.offsets[:-1] + np.arange(len(work.decodes))
+        is_node = np.ones(int(sum(counts[: len(work.decodes)])), np.bool_)
+        is_node[roots] = False
+        depths[: len(is_node)][is_node] = drafted.forest.depths
+        return draw(self.model.logits(hidden), sequences, counts, starts + depths)
+
+    def _commit(
+        self, work: StepWork, drafted: Drafted, verified: Verified
+    ) -> tuple[list[Emission], NDArray[np.bool_]]:
+        """Advance every sequence; accepted nodes' keys and values move to the front."""
+        emissions: list[Emission] = []
+        accepted = np.zeros(drafted.forest.num_nodes, np.bool_)
+        moves: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        for i, sequence in enumerate(work.decodes):
+            first, last = int(verified.first_rows[i]), int(verified.first_rows[i + 1])
+            if not verified.drawn.is_finite[first:last].all():
+                emissions.append(self._fail(sequence, "the model's output is not finite"))
+                continue
+            rows, bonus = match(drafted.forest, i, verified.drawn.token_ids[first:last])
+            offset = int(drafted.forest.offsets[i])
+            accepted[[offset + row - 1 for row in rows]] = True
+            tokens = [int(drafted.forest.token_ids[offset + row - 1]) for row in rows]
+            moves.append(self._moves(sequence, rows))
+            hidden = verified.hidden[[first, *(first + row for row in rows)]]
+            emissions.append(self._advance(sequence, [*tokens, bonus], hidden, len(rows)))
+        if moves:
+            self.cache.move(*(np.concatenate(slots) for slots in zip(*moves, strict=True)))
+        emissions.extend(self._commit_prefills(work, verified))
+        for emission in emissions:
+            if emission.sequence.finish_reason is not None:
+                self._release(emission.sequence)
+            else:
+                self.scheduler.trim(emission.sequence)
+        return emissions, accepted
+
+    def _commit_prefills(self, work: StepWork, verified: Verified) -> list[Emission]:
+        emissions: list[Emission] = []
+        drawn_row = int(verified.first_rows[len(work.decodes)])
+        for i, chunk in enumerate(work.prefills, start=len(work.decodes)):
+            sequence = chunk.sequence
+            hidden = verified.hidden[int(verified.first_rows[i]) : int(verified.first_rows[i + 1])]
+            tokens: list[int] = []
+            if chunk.is_last:
+                if not verified.drawn.is_finite[drawn_row]:
+                    emissions.append(self._fail(sequence, "the model's output is not finite"))
+                    drawn_row += 1
+                    continue
+                tokens = [int(verified.drawn.token_ids[drawn_row])]
+                drawn_row += 1
+            emission = self._advance(sequence, tokens, hidden, 0)
+            if tokens:
+                emissions.append(emission)
+        return emissions
+
+    def _advance(
+        self, sequence: Sequence, tokens: list[int], hidden: torch.Tensor, num_accepted: int
+    ) -> Emission:
+        """Commit the rows behind `hidden` [n, h] and append the tokens that follow them."""
+        first = sequence.num_computed
+        kept, reason = cut_at_end(sequence, tokens, self.model.eos_token_ids)
+        sequence.tokens.extend(kept)
+        sequence.num_computed += len(hidden)
+        sequence.finish_reason = reason
+        if reason is None:
+            self.drafting.remember(sequence, first, hidden, self.model.image_token_id)
+        return Emission(sequence, tuple(kept), min(num_accepted, len(kept)))
+
+    def _moves(
+        self, sequence: Sequence, rows: list[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(source, target) slots of accepted rows that are not in place already."""
+        committed = sequence.num_computed
+        source = committed + np.asarray(rows, np.int64)
+        target = committed + 1 + np.arange(len(rows))
+        moved = source != target
+        blocks = sequence.blocks
+        return self.cache.slots(blocks, source[moved]), self.cache.slots(blocks, target[moved])
+
+    def _learn(
+        self,
+        work: StepWork,
+        drafted: Drafted,
+        verified: Verified,
+        accepted: NDArray[np.bool_],
+        step_ms: float,
+    ) -> None:
+        """Tell the controller and the requests' tallies what the step was like."""
+        seen = StepObservation(
+            policy=drafted.policy,
+            batch=len(work.decodes),
+            context=mean_context(work.decodes),
+            forest=drafted.forest,
+            accepted=accepted,
+            growth=drafted.growth,
+            layer_rows=drafted.layer_rows,
+            layer_ms=drafted.layer_ms,
+            verify_ms=verified.elapsed_ms,
+            step_ms=step_ms,
+        )
+        tally_step(work, seen, drafted.elapsed_ms, self.controller)
+        if work.decodes:
+            self.last_step = seen
+        if work.decodes and not work.prefills:
+            self.controller.observe(seen)
+
+    def _fail(self, sequence: Sequence, why: str) -> Emission:
+        _LOG.error("request %s: %s", sequence.request.request_id, why)
+        sequence.finish_reason, sequence.error = "error", why
+        return Emission(sequence, (), 0)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        self.drafting.forget(sequence)
+
+    # ---- checks
+
+    def _check(self, request: GenerateRequest, features: Seq[NDArray[np.float32]]) -> None:
+        """Everything that could go wrong later is refused here, before it holds a block."""
+        prompt, wanted = len(request.token_ids), request.sampling.max_tokens
+        if prompt == 0:
+            raise ClientError("the prompt is empty", code="empty_prompt", param="messages")
+        if min(request.token_ids) < 0 or max(request.token_ids) >= self.model.vocab_size:
+            raise ClientError("a token id is outside the vocabulary", param="prompt_token_ids")
+        if prompt + wanted > self.max_context:
+            raise ClientError(
+                f"the prompt has {prompt} tokens and max_tokens is {wanted}, together more than "
+                f"the context of {self.max_context}",
+                code="context_length_exceeded",
+                param="max_tokens",
+            )
+        if len(features) != len(request.image_spans):
+            raise ClientError(
+                f"{len(request.image_spans)} pictures in the prompt, features for {len(features)}",
+                param="images",
+            )
+        for span, array in zip(request.image_spans, features, strict=True):
+            inside = 0 <= span.start and span.start + span.length <= prompt
+            if not inside or array.shape != (span.length, self.model.hidden_size):
+                raise ClientError("a picture's features do not fit its place", param="images")
+
+    def _image_rows(
+        self, work: StepWork, first_rows: NDArray[np.int64]
+    ) -> dict[int, torch.Tensor]:
+        """Features by the packed row where they begin, for the pictures in this step's chunks."""
+        rows: dict[int, torch.Tensor] = {}
+        for i, chunk in enumerate(work.prefills, start=len(work.decodes)):
+            sequence = chunk.sequence
+            pairs = zip(sequence.request.image_spans, sequence.image_features, strict=True)
+            for span, features in pairs:
+                begin = max(span.start, chunk.start)
+                end = min(span.start + span.length, chunk.start + chunk.length)
+                if begin < end:
+                    row = int(first_rows[i]) + begin - chunk.start
+                    rows[row] = features[begin - span.start : end - span.start]
+        return rows

@@ -1,0 +1,243 @@
+"""The engine in its own thread, behind an asynchronous face."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from smart_serve.drafters.protocol import Drafter
+from smart_serve.engine.engine import Engine
+from smart_serve.engine.sequence import Sequence
+from smart_serve.errors import ServerError
+from smart_serve.messages import GenerateRequest, SpeculationPlan, TokenChunk
+
+_LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+IDLE_WAIT_S = 0.5
+"""How long an idle loop sleeps before it looks again whether it shall stop."""
+
+
+class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine is doing, for reports and health checks."""
+
+    running: int
+    waiting: int
+    free_blocks: int
+    cached_blocks: int
+    total_blocks: int
+    tokens_per_s: float
+    step_ms: float
+    draft_ms: float
+    verify_ms: float
+    accepted_per_step: float
+    nodes_per_step: float
+    plan_epoch: int
+
+
+class _Stream:
+    """One request's chunks on their way from the engine's thread to its event loop."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.chunks: asyncio.Queue[TokenChunk | Exception] = asyncio.Queue()
+
+    def put(self, item: TokenChunk | Exception) -> None:
+        """From the engine's thread."""
+        try:
+            self.loop.call_soon_threadsafe(self.chunks.put_nowait, item)
+        except RuntimeError:
+            _LOG.debug("a stream's event loop is closed; its chunk is dropped")
+
+
+class EngineLoop:
+    """Owns an engine's thread. Everything that touches the engine runs there, between steps."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._streams: dict[int, _Stream] = {}
+        self._stopping = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._last_beat_s = time.monotonic()
+        self._rate = _Rates()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """End the thread after the step it is in; requests still running get an error."""
+        self._stopping.set()
+        self._commands.put(lambda: None)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def is_healthy(self, max_silence_s: float = 60.0) -> bool:
+        """The thread lives, and finished a step (or was idle) lately."""
+        silence = time.monotonic() - self._last_beat_s
+        return self._thread.is_alive() and self._failure is None and silence < max_silence_s
+
+    @property
+    def max_context(self) -> int:
+        return self._engine.max_context
+
+    async def generate(
+        self, request: GenerateRequest, features: Seq[NDArray[np.float32]] = ()
+    ) -> AsyncIterator[TokenChunk]:
+        """The request's chunks, one per step that emitted tokens; the last one has a reason.
+
+        Closing the iterator early frees the request's KV blocks before the next step. Raises
+        `ClientError`, `OverloadedError`, and `ServerError` if the engine stops.
+        """
+        stream = _Stream()
+        sequence = await asyncio.wrap_future(self._call(lambda: self._add(request, features, stream)))
+        try:
+            while True:
+                item = await stream.chunks.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            self._commands.put(lambda: self._abort(sequence))
+
+    async def call(self, action: Callable[[Engine], None]) -> None:
+        """Run `action` on the engine between two steps."""
+        await asyncio.wrap_future(self._call(lambda: action(self._engine)))
+
+    def set_plan(self, plan: SpeculationPlan) -> None:
+        """The router's envelope, from the next step on."""
+        self._commands.put(lambda: self._engine.set_plan(plan))
+
+    def set_drafter(self, drafter: Drafter | None) -> None:
+        """Another drafter, or none, from the next step on."""
+        self._commands.put(lambda: self._engine.set_drafter(drafter))
+
+    def load(self) -> EngineLoad:
+        """A snapshot; may be read from any thread."""
+        scheduler, rate = self._engine.scheduler, self._rate
+        return EngineLoad(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            free_blocks=scheduler.pool.free,
+            cached_blocks=scheduler.pool.cached,
+            total_blocks=scheduler.pool.total,
+            tokens_per_s=rate.tokens_per_s(),
+            step_ms=rate.step_ms,
+            draft_ms=rate.draft_ms,
+            verify_ms=rate.verify_ms,
+            accepted_per_step=rate.accepted,
+            nodes_per_step=rate.nodes,
+            plan_epoch=self._engine.controller.plan_epoch,
+        )
+
+    def _call(self, action: Callable[[], T]) -> Future[T]:
+        """Run `action` in the engine's thread."""
+        future: Future[T] = Future()
+        if self._failure is not None or self._stopping.is_set():
+            future.set_exception(ServerError("the engine is not running", code="engine_stopped"))
+            return future
+
+        def run() -> None:
+            try:
+                future.set_result(action())
+            except Exception as error:  # the caller's: it is raised there
+                future.set_exception(error)
+
+        self._commands.put(run)
+        return future
+
+    def _add(
+        self, request: GenerateRequest, features: Seq[NDArray[np.float32]], stream: _Stream
+    ) -> Sequence:
+        sequence = self._engine.add(request, features)
+        self._streams[sequence.id] = stream
+        return sequence
+
+    def _abort(self, sequence: Sequence) -> None:
+        self._streams.pop(sequence.id, None)
+        self._engine.abort(sequence)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._run_commands()
+                self._last_beat_s = time.monotonic()
+                if self._engine.scheduler.has_work:
+                    self._step()
+        except Exception as error:
+            _LOG.exception("the engine stopped")
+            self._failure = error
+        finally:
+            self._end_streams()
+
+    def _run_commands(self) -> None:
+        """All that wait; when there is nothing to step for, wait for one."""
+        try:
+            idle = not self._engine.scheduler.has_work
+            self._commands.get(block=idle, timeout=IDLE_WAIT_S if idle else None)()
+            while True:
+                self._commands.get_nowait()()
+        except queue.Empty:
+            return
+
+    def _step(self) -> None:
+        emissions = self._engine.step()
+        self._rate.add(self._engine, sum(len(e.token_ids) for e in emissions))
+        for emission in emissions:
+            stream = self._streams.get(emission.sequence.id)
+            if stream is not None and emission.chunk is not None:
+                stream.put(emission.chunk)
+
+    def _end_streams(self) -> None:
+        for stream in self._streams.values():
+            stream.put(ServerError("the engine stopped", code="engine_stopped"))
+        self._streams.clear()
+
+
+class _Rates:
+    """Moving averages of the engine's steps, for load reports."""
+
+    _WEIGHT = 0.1
+
+    def __init__(self) -> None:
+        self.step_ms = self.draft_ms = self.verify_ms = self.accepted = self.nodes = 0.0
+        self._window_start_s = time.monotonic()
+        self._window_tokens = 0
+        self._tokens_per_s = 0.0
+
+    def add(self, engine: Engine, num_tokens: int) -> None:
+        seen = engine.last_step
+        self._window_tokens += num_tokens
+        if seen is None:
+            return
+        for name, value in (
+            ("step_ms", seen.step_ms),
+            ("draft_ms", sum(seen.layer_ms)),
+            ("verify_ms", seen.verify_ms),
+            ("accepted", float(seen.accepted.sum())),
+            ("nodes", float(seen.forest.num_nodes)),
+        ):
+            old = getattr(self, name)
+            setattr(self, name, old + self._WEIGHT * (value - old))
+
+    def tokens_per_s(self) -> float:
+        """Over the last second or so."""
+        now = time.monotonic()
+        elapsed = now - self._window_start_s
+        if elapsed >= 1.0:
+            self._tokens_per_s = self._window_tokens / elapsed
+            self._window_start_s, self._window_tokens = now, 0
+        return self._tokens_per_s

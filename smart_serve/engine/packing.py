@@ -1,0 +1,62 @@
+"""From the step's work and draft trees to packed rows: every sequence and tree node in one row.
+
+Row order: for each decoding sequence its root (the pending token) and then its draft nodes; after
+them the rows of each prefill chunk.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smart_serve.engine.scheduler import PrefillChunk, StepWork
+from smart_serve.engine.sequence import Sequence
+from smart_serve.paging.kv_cache import KvCache
+from smart_serve.paging.rows import Ints, PackedStep, Rows, pack_rows
+from smart_serve.speculation.tree import Forest
+
+
+def tree_rows(sequence: Sequence, forest: Forest, index: int) -> Rows:
+    """The pending token and tree `index` of the forest."""
+    begin, end = int(forest.offsets[index]), int(forest.offsets[index + 1])
+    depths = np.concatenate(([0], forest.depths[begin:end]))
+    parents = forest.parents[begin:end]
+    committed = sequence.num_computed
+    return Rows(
+        blocks=sequence.blocks,
+        num_committed=committed,
+        token_ids=np.concatenate(([sequence.tokens[-1]], forest.token_ids[begin:end])),
+        positions=committed + depths,
+        visible=ancestors(parents),
+    )
+
+
+def chunk_rows(chunk: PrefillChunk) -> Rows:
+    """A stretch of a prompt, causal within itself."""
+    sequence, end = chunk.sequence, chunk.start + chunk.length
+    return Rows(
+        blocks=sequence.blocks,
+        num_committed=chunk.start,
+        token_ids=np.asarray(sequence.tokens[chunk.start : end], np.int64),
+        positions=np.arange(chunk.start, end),
+        visible=np.tri(chunk.length, dtype=np.bool_),
+    )
+
+
+def pack(work: StepWork, forest: Forest, cache: KvCache, like: torch.Tensor) -> PackedStep:
+    """Rows of all sequences; masks have the dtype and device of `like`."""
+    trees = [tree_rows(sequence, forest, i) for i, sequence in enumerate(work.decodes)]
+    chunks = [chunk_rows(chunk) for chunk in work.prefills]
+    return pack_rows([trees, *([chunk] for chunk in chunks)], cache, like)
+
+
+def ancestors(parents: Ints) -> NDArray[np.bool_]:
+    """[n + 1, n + 1]: row r sees its ancestors and itself; parents [n] are rows, root is row 0."""
+    size = len(parents) + 1
+    visible = np.zeros((size, size), np.bool_)
+    visible[0, 0] = True
+    for row, parent in enumerate(parents, start=1):
+        visible[row] = visible[parent]
+        visible[row, row] = True
+    return visible

@@ -1,0 +1,57 @@
+"""The target's own token after every row that matters, by each request's sampling parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kernels.sample import counter_uniform, sample
+from smart_serve.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One token per logits row; a row that is not finite has none that may be used."""
+
+    token_ids: NDArray[np.int64]  # [R]
+    is_finite: NDArray[np.bool_]  # [R]
+
+
+def draw(
+    logits: torch.Tensor, sequences: Seq[Sequence], counts: Seq[int], positions: NDArray[np.int64]
+) -> Drawn:
+    """Tokens for logits [R, V]; `counts[i]` rows in a row belong to `sequences[i]`.
+
+    `positions` [R] is where each drawn token would stand: the key of its uniform.
+    """
+    # One reduction for the whole row: a sum is finite only if every logit is.
+    finite = torch.isfinite(logits.sum(dim=-1))
+    if all(sequence.request.sampling.temperature == 0 for sequence in sequences):
+        tokens = logits.argmax(dim=-1)
+    else:
+        tokens = _sample(logits, sequences, counts, positions)
+    both = torch.stack((tokens, finite.to(tokens))).cpu().numpy()
+    return Drawn(both[0], both[1].astype(np.bool_))
+
+
+def _sample(
+    logits: torch.Tensor, sequences: Seq[Sequence], counts: Seq[int], positions: NDArray[np.int64]
+) -> torch.Tensor:
+    params = [sequence.request.sampling for sequence in sequences]
+    seeds = np.repeat(np.asarray([s.seed for s in sequences], np.int64), counts)
+    real = np.stack(
+        (
+            np.repeat([p.temperature for p in params], counts),
+            np.repeat([p.top_p for p in params], counts),
+            counter_uniform(seeds, positions),
+        )
+    )
+    on_device = torch.from_numpy(real).to(logits.device)
+    top_ks = torch.from_numpy(np.repeat([p.top_k for p in params], counts)).to(logits.device)
+    # A NaN row would poison nothing but itself; zeros keep the sampler's own checks quiet.
+    clean = torch.nan_to_num(logits)
+    return sample(clean, on_device[0], on_device[1], top_ks, on_device[2])

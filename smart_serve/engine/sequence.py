@@ -1,0 +1,141 @@
+"""One request inside the engine. Mutable; the engine that admitted it owns it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smart_serve.messages import FinishReason, GenerateRequest, RequestStats
+
+
+class State(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(slots=True)
+class DraftInbox:
+    """What a sequence has committed and its drafter has not seen yet.
+
+    Kept while drafting is off, so that the drafter can catch up; beyond `max_rows` the sequence
+    goes on without drafts, for memory must stay bounded.
+    """
+
+    max_rows: int
+    next_start: int = 0
+    """First draft position not yet sent."""
+    is_lost: bool = False
+    """No drafter can catch up any more."""
+    token_ids: list[int] = field(default_factory=list)
+    vectors: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, token_ids: list[int], vectors: torch.Tensor | None) -> None:
+        """Rows of newly committed positions: x_{t+1} [n] and h_t [n, h] (or image embeddings)."""
+        if self.is_lost:
+            return
+        if len(self.token_ids) + len(token_ids) > self.max_rows:
+            self.lose()
+            return
+        self.token_ids.extend(token_ids)
+        if vectors is not None:
+            self.vectors.append(vectors)
+
+    def take(self) -> tuple[int, NDArray[np.int64], torch.Tensor | None]:
+        """(first draft position, token ids [n], vectors [n, h]), and the inbox is empty."""
+        start, ids = self.next_start, np.asarray(self.token_ids, np.int64)
+        vectors = torch.cat(self.vectors) if self.vectors else None
+        self.next_start += len(ids)
+        self.token_ids, self.vectors = [], []
+        return start, ids, vectors
+
+    def lose(self) -> None:
+        self.is_lost, self.token_ids, self.vectors = True, [], []
+
+
+@dataclass(slots=True)
+class StepTally:
+    """Running sums behind `RequestStats`."""
+
+    target_steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    tree_sizes: list[int] = field(default_factory=list)
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    draft_ms: float = 0.0
+    verify_ms: float = 0.0
+    plain_ms: float = 0.0
+    predicted_ms: float = 0.0
+
+
+class Sequence:
+    """Tokens, KV blocks and progress of one request."""
+
+    def __init__(
+        self,
+        sequence_id: int,
+        request: GenerateRequest,
+        image_features: tuple[torch.Tensor, ...],
+        seed: int,
+        max_inbox_rows: int,
+    ) -> None:
+        self.id = sequence_id
+        self.request = request
+        self.image_features = image_features
+        self.seed = seed
+        self.tokens: list[int] = list(request.token_ids)
+        """Prompt and emitted tokens; the last one is pending: its KV is not in the cache."""
+        self.num_prompt = len(request.token_ids)
+        self.num_computed = 0
+        """Tokens whose KV is committed to the cache."""
+        self.blocks: list[int] = []
+        self.state = State.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.error: str | None = None
+        self.inbox = DraftInbox(max_inbox_rows)
+        self.tally = StepTally()
+        self.arrival_s = time.monotonic()
+        self.started_s: float | None = None
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens to run before the next one can be chosen; 1 when decoding."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.num_uncomputed == 1 and self.num_computed > 0
+
+    def restart(self) -> None:
+        """After its KV blocks were taken: all tokens are to be computed again."""
+        self.num_computed = 0
+        self.state = State.WAITING
+        self.inbox = DraftInbox(self.inbox.max_rows)
+
+    def stats(self) -> RequestStats:
+        tally, started = self.tally, self.started_s or self.arrival_s
+        return RequestStats(
+            prompt_tokens=self.num_prompt,
+            completion_tokens=self.num_generated,
+            target_steps=tally.target_steps,
+            drafted_tokens=tally.drafted,
+            accepted_tokens=tally.accepted,
+            tree_sizes=tuple(tally.tree_sizes),
+            queue_ms=1e3 * (started - self.arrival_s),
+            prefill_ms=tally.prefill_ms,
+            decode_ms=tally.decode_ms,
+            draft_ms=tally.draft_ms,
+            verify_ms=tally.verify_ms,
+            plain_ms=tally.plain_ms,
+            predicted_ms=tally.predicted_ms,
+        )

@@ -1,0 +1,78 @@
+"""The target's language model: unmodified transformers modules over packed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from smart_serve.models.attention import AttentionStep
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """Shape of one token's keys (and of its values) in every layer."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+
+class TargetModel:
+    """Token ids and features in, hidden states and logits out; keeps no state of any sequence."""
+
+    def __init__(
+        self,
+        body: PreTrainedModel,
+        head: nn.Linear,
+        *,
+        image_token_id: int | None,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        self._body = body
+        self._head = head
+        config: PretrainedConfig = body.config
+        self.image_token_id = image_token_id
+        self.eos_token_ids = eos_token_ids
+        self.vocab_size: int = head.out_features
+        self.hidden_size: int = config.hidden_size
+        self.max_context: int = config.max_position_embeddings
+        self.kv_shape = kv_shape(config)
+        self.dtype: torch.dtype = head.weight.dtype
+        self.device: torch.device = head.weight.device
+
+    def embed(
+        self, token_ids: torch.Tensor, image_rows: Mapping[int, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Input embeddings [N, h] of token ids [N]; `image_rows` maps a first row to the features
+        [n, h] that stand there in place of n image tokens."""
+        embeds: torch.Tensor = self._body.get_input_embeddings()(token_ids)
+        for first, features in (image_rows or {}).items():
+            embeds[first : first + len(features)] = features.to(embeds)
+        return embeds
+
+    def forward(
+        self, embeds: torch.Tensor, positions: torch.Tensor, step: AttentionStep
+    ) -> torch.Tensor:
+        """Last hidden states [N, h], after the final norm, of packed rows [N, h]."""
+        output = self._body(
+            inputs_embeds=embeds.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            step=step,
+        )
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden[0]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, V] from [R, h]."""
+        scores: torch.Tensor = self._head(hidden)
+        return scores
+
+
+def kv_shape(config: PretrainedConfig) -> KvShape:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return KvShape(config.num_hidden_layers, config.num_key_value_heads, head_dim)

@@ -1,0 +1,99 @@
+"""Rows packed for one forward: ragged queries of many sequences in one row, with their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kernels.tree_attention import AttentionGroup
+from smart_serve.models.attention import AttentionStep
+from smart_serve.paging.kv_cache import KvCache
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Query rows of one sequence: what they are, and which of each other they may see."""
+
+    blocks: list[int]
+    num_committed: int
+    token_ids: Ints  # [n]
+    positions: Ints  # [n] of the token in its sequence (tree nodes: committed + depth)
+    visible: NDArray[np.bool_]
+    """[n, m + n]: what each row sees beyond the committed tokens, all of which it sees: first m
+    rows of earlier passes over the same tree, then the rows of this pass."""
+
+    @property
+    def num_slots(self) -> int:
+        """Cache positions in use once these rows are written."""
+        return self.num_committed + self.visible.shape[1]
+
+    @property
+    def slot_positions(self) -> Ints:
+        """Where the rows' keys and values go: one after another, whatever their depth. [n]"""
+        return self.num_slots - len(self.token_ids) + np.arange(len(self.token_ids))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedStep:
+    """One forward pass, ready for the device."""
+
+    token_ids: torch.Tensor  # [N]
+    positions: torch.Tensor  # [N]
+    attention: AttentionStep
+    first_rows: Ints  # [num_sequences + 1] rows of sequence i: first_rows[i] .. first_rows[i + 1]
+
+
+def pack_rows(groups: Sequence[Sequence[Rows]], cache: KvCache, like: torch.Tensor) -> PackedStep:
+    """Rows of one forward, group after group. Each group is padded to its longest member, so members should be of similar length."""
+    flat = [rows for group in groups for rows in group]
+    first_rows = np.concatenate(([0], np.cumsum([len(rows.token_ids) for rows in flat])))
+    slots = [cache.slots(rows.blocks, rows.slot_positions) for rows in flat]
+    attention_groups, index = [], 0
+    for group in groups:
+        if group:
+            starts = first_rows[index : index + len(group) + 1]
+            attention_groups.append(_attention_group(group, starts, cache.block_tokens, like))
+        index += len(group)
+    ids = np.concatenate([rows.token_ids for rows in flat])
+    positions = np.concatenate([rows.positions for rows in flat])
+    packed = torch.from_numpy(np.stack((ids, positions, np.concatenate(slots)))).to(like.device)
+    attention = AttentionStep(cache.keys, cache.values, packed[2], tuple(attention_groups))
+    return PackedStep(packed[0], packed[1], attention, first_rows)
+
+
+def _attention_group(
+    group: Sequence[Rows], first_rows: Ints, block_tokens: int, like: torch.Tensor
+) -> AttentionGroup:
+    lengths = np.diff(first_rows)
+    width, num_rows = int(lengths.max()), int(lengths.sum())
+    num_blocks = -(-max(rows.num_slots for rows in group) // block_tokens)
+    tables = np.zeros((len(group), num_blocks), np.int64)
+    mask = np.full((len(group), 1, width, num_blocks * block_tokens), -np.inf, np.float32)
+    for i, rows in enumerate(group):
+        n, committed = len(rows.token_ids), rows.num_committed
+        used = rows.blocks[:num_blocks]
+        tables[i, : len(used)] = used
+        # Padded queries see the committed tokens too: a row that sees nothing would give NaN.
+        mask[i, 0, :, : max(committed, 1)] = 0.0
+        mask[i, 0, :n, committed : rows.num_slots][rows.visible] = 0.0
+    padded_rows = real_queries = None
+    if num_rows != len(group) * width:
+        offsets = np.arange(width)[None, :]
+        padded = first_rows[:-1, None] + np.minimum(offsets, lengths[:, None] - 1)
+        padded_rows = torch.from_numpy(padded.reshape(-1)).to(like.device)
+        real = np.flatnonzero((offsets < lengths[:, None]).reshape(-1))
+        real_queries = torch.from_numpy(real).to(like.device)
+    return AttentionGroup(
+        block_tables=torch.from_numpy(tables).to(like.device),
+        mask=torch.from_numpy(mask).to(device=like.device, dtype=like.dtype),
+        first_row=int(first_rows[0]),
+        num_rows=num_rows,
+        padded_rows=padded_rows,
+        real_queries=real_queries,
+    )

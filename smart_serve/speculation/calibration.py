@@ -1,0 +1,80 @@
+"""From draft confidence to acceptance probability: a monotone map per depth, learnt online.
+
+Draft confidence is not acceptance probability, but every verified node whose parent was accepted
+tells whether it was accepted itself. Until enough is known, confidence damped by α stands in (SMART,
+arXiv 2604.09731, eq. 16: α = 0.8, stable from 0.7 to 0.9).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smart_serve.speculation.tree import FloatArray, Forest
+
+ALPHA = 0.8
+NUM_KNOTS = 17
+"""Confidences 0, 1/16, … 1; sixteen bins hold a reliability curve well (common practice)."""
+PRIOR_WEIGHT = 8.0
+"""Observations that the damped prior counts for in each bin."""
+DECAY = 0.999
+"""Per update: the memory is about the last thousand steps, so a change of topic is followed."""
+
+
+def acceptance(
+    calibration: tuple[tuple[float, ...], ...], depth: int, confidences: FloatArray
+) -> FloatArray:
+    """Calibrated acceptance [n] of nodes at `depth` (1 for children of the root)."""
+    if not calibration:
+        return ALPHA * confidences
+    values = calibration[min(depth, len(calibration)) - 1]
+    calibrated: FloatArray = np.interp(confidences, np.linspace(0.0, 1.0, len(values)), values)
+    return calibrated
+
+
+class Calibration:
+    """Accepted and seen counts per (depth, knot). Owned by one controller."""
+
+    def __init__(self, max_depth: int) -> None:
+        self._seen = np.zeros((max_depth, NUM_KNOTS))
+        self._accepted = np.zeros((max_depth, NUM_KNOTS))
+
+    def observe(self, forest: Forest, accepted: NDArray[np.bool_]) -> None:
+        """`accepted` [M] over the forest's nodes. Only nodes whose parent was accepted count."""
+        if forest.num_nodes == 0:
+            return
+        starts = np.repeat(forest.offsets[:-1], forest.sizes)
+        parent_nodes = starts + np.maximum(forest.parents, 1) - 1
+        judged = (forest.parents == 0) | accepted[parent_nodes]
+        depth = np.minimum(forest.depths[judged], len(self._seen)) - 1
+        place = forest.confidences[judged] * (NUM_KNOTS - 1)
+        low = np.clip(place.astype(np.int64), 0, NUM_KNOTS - 2)
+        high_weight = place - low
+        self._seen *= DECAY
+        self._accepted *= DECAY
+        hit = accepted[judged].astype(np.float64)
+        # Each observation is shared between the two knots around it, as the map interpolates.
+        for knot, weight in ((low, 1.0 - high_weight), (low + 1, high_weight)):
+            np.add.at(self._seen, (depth, knot), weight)
+            np.add.at(self._accepted, (depth, knot), weight * hit)
+
+    def maps(self) -> tuple[tuple[float, ...], ...]:
+        """Per depth, acceptance at the knots: a posterior mean, made monotone."""
+        prior = ALPHA * np.linspace(0.0, 1.0, NUM_KNOTS)
+        mean = (self._accepted + PRIOR_WEIGHT * prior) / (self._seen + PRIOR_WEIGHT)
+        weight = self._seen + PRIOR_WEIGHT
+        rows = zip(mean, weight, strict=True)
+        return tuple(tuple(_isotonic(values, weights).tolist()) for values, weights in rows)
+
+
+def _isotonic(values: FloatArray, weights: FloatArray) -> FloatArray:
+    """Closest non-decreasing sequence by weighted least squares: pool adjacent violators."""
+    pools: list[tuple[float, float, int]] = []  # (mean, weight, count)
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        mean, total, count = value, weight, 1
+        while pools and pools[-1][0] > mean:
+            last_mean, last_total, last_count = pools.pop()
+            mean = (mean * total + last_mean * last_total) / (total + last_total)
+            total, count = total + last_total, count + last_count
+        pools.append((mean, total, count))
+    return np.concatenate([np.full(count, mean) for mean, _, count in pools])

@@ -1,0 +1,194 @@
+"""The controller of one target replica: prices, beliefs about the drafter, and whether to draft.
+
+Everything is numbers; the engine asks `plan` before a step and tells `observe` after it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smart_serve.config import SpeculationConfig
+from smart_serve.messages import SpeculationPlan
+from smart_serve.speculation.calibration import Calibration
+from smart_serve.speculation.cost import CostTable, Curve
+from smart_serve.speculation.fallback import Fallback
+from smart_serve.speculation.growth import Growth
+from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.profile import DrafterProfile
+from smart_serve.speculation.residuals import Residuals
+from smart_serve.speculation.tree import Forest
+
+MAPS_EVERY = 8
+"""Steps between two refreshes of the calibration maps; they move slowly."""
+OVERHEAD_WEIGHT = 0.1
+"""Of one step in the moving averages of host time."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepObservation:
+    """What one step without prefill rows did and took."""
+
+    policy: str
+    batch: int
+    context: float
+    forest: Forest
+    accepted: NDArray[np.bool_]  # [M]
+    growth: Growth | None  # None: nothing was drafted
+    layer_rows: tuple[int, ...]
+    layer_ms: tuple[float, ...]
+    verify_ms: float
+    step_ms: float
+
+
+class SpeculationController:
+    """Owned by one engine. Knows the cost tables, corrects them, and applies the envelope."""
+
+    def __init__(
+        self,
+        config: SpeculationConfig,
+        costs: CostTable,
+        layer_cost: Curve | None,
+        terminal_tokens: frozenset[int] = frozenset(),
+    ) -> None:
+        self._config = config
+        self._terminal_tokens = tuple(sorted(terminal_tokens))
+        self._costs = costs
+        self._layer_cost = layer_cost
+        self._envelope: tuple[SpeculationPlan, float] | None = None
+        self._calibration = Calibration(config.max_depth)
+        self._maps = self._calibration.maps()
+        self._observed = 0
+        self._verify_residuals = Residuals()
+        self._draft_residuals = Residuals()
+        self._overhead_ms = {True: 0.0, False: 0.0}
+        self._profile = DrafterProfile(config.max_depth)
+        self._fallback = Fallback()
+
+    @property
+    def plan_epoch(self) -> int:
+        return self._envelope[0].epoch if self._envelope else 0
+
+    def set_envelope(self, plan: SpeculationPlan) -> None:
+        """The router's bounds; they hold for the plan's time to live."""
+        self._envelope = (plan, time.monotonic() + plan.ttl_ms / 1e3)
+
+    def set_layer_cost(self, layer_cost: Curve | None) -> None:
+        """A drafter came (its own measurements) or went (None)."""
+        self._layer_cost = layer_cost
+
+    def plan(
+        self, policy: str, batch: int, context: float, catch_up_rows: int
+    ) -> GrowthPlan | None:
+        """How to draft for `batch` sequences of mean length `context`; None: decode plainly."""
+        if policy == "off" or self._layer_cost is None or batch == 0:
+            return None
+        envelope = self._current_envelope()
+        if envelope is not None and envelope.policy == "off":
+            return None
+        plan = self._growth_plan(policy, batch, context, envelope)
+        if policy != "smart":
+            return plan
+        speedup = self._profile.best_speedup(plan, batch, catch_up_rows)
+        return plan if self._fallback.decide(batch, speedup) else None
+
+    def plain_step_ms(self, batch: int, context: float) -> float:
+        """Predicted step of plain decoding at this batch, host time included."""
+        return self._verify_ms(np.asarray([float(batch)]), batch, context) + self._overhead_ms[False]
+
+    def predicted_step_ms(self, seen: StepObservation) -> float:
+        """What the tables say of a step that has been taken."""
+        tokens = np.asarray([float(seen.batch + seen.forest.num_nodes)])
+        drafting = seen.growth is not None
+        layers = sum(self._draft_curve()(rows) for rows in seen.layer_rows) if drafting else 0.0
+        return (
+            self._verify_ms(tokens, seen.batch, seen.context)
+            + layers
+            + self._overhead_ms[drafting]
+        )
+
+    def observe(self, seen: StepObservation) -> None:
+        """Learn from a step: acceptance, costs, overhead."""
+        self._observe_costs(seen)
+        if seen.growth is None:
+            return
+        self._calibration.observe(seen.forest, seen.accepted)
+        self._observed += 1
+        if self._observed % MAPS_EVERY == 0:
+            self._maps = self._calibration.maps()
+        self._profile.observe(seen.growth)
+
+    def _observe_costs(self, seen: StepObservation) -> None:
+        tokens = float(seen.batch + seen.forest.num_nodes)
+        table = self._costs.verify_ms(np.asarray([tokens]), seen.batch, seen.context)
+        self._verify_residuals.observe(tokens, seen.verify_ms, float(table[0]))
+        if self._layer_cost is not None:
+            for rows, measured in zip(seen.layer_rows, seen.layer_ms, strict=True):
+                self._draft_residuals.observe(rows, measured, self._layer_cost(rows))
+        drafting = seen.growth is not None
+        overhead = max(0.0, seen.step_ms - seen.verify_ms - sum(seen.layer_ms))
+        old = self._overhead_ms[drafting]
+        # A stall is not overhead: cap what one step can add.
+        bounded = min(overhead, 2.0 * old + 1.0)
+        self._overhead_ms[drafting] = old + OVERHEAD_WEIGHT * (bounded - old)
+
+    def _growth_plan(
+        self, policy: str, batch: int, context: float, envelope: SpeculationPlan | None
+    ) -> GrowthPlan:
+        config = self._config
+        if policy == "eagle2":
+            nodes_per_tree, depth, top_k = (
+                config.eagle2_nodes,
+                config.eagle2_depth,
+                config.eagle2_top_k,
+            )
+            max_nodes = batch * nodes_per_tree
+        else:
+            nodes_per_tree = None
+            max_nodes, depth, top_k = config.max_nodes, config.max_depth, config.top_k
+            if envelope is not None:
+                max_nodes = min(max_nodes, envelope.max_nodes)
+                depth, top_k = min(depth, envelope.max_depth), min(top_k, envelope.top_k)
+        knots = _knots(max_nodes)
+        tokens = batch + np.asarray(knots, np.float64)
+        verify = self._costs.verify_ms(tokens, batch, context)
+        verify = np.maximum.accumulate(verify * self._verify_residuals.factors(tokens))
+        return GrowthPlan(
+            policy=policy,
+            max_nodes=max_nodes,
+            max_depth=depth,
+            top_k=top_k,
+            nodes_per_tree=nodes_per_tree,
+            verify_knots=knots,
+            verify_knot_ms=tuple((verify + self._overhead_ms[False]).tolist()),
+            draft_layer=self._draft_curve(envelope.draft_cost_factor if envelope else 1.0),
+            wire_ms=max(0.0, self._overhead_ms[True] - self._overhead_ms[False]),
+            calibration=self._maps,
+            terminal_tokens=self._terminal_tokens,
+            child_mass=self._profile.child_mass,
+        )
+
+    def _verify_ms(self, tokens: NDArray[np.float64], batch: int, context: float) -> float:
+        table = self._costs.verify_ms(tokens, batch, context)
+        return float((table * self._verify_residuals.factors(tokens))[0])
+
+    def _draft_curve(self, factor: float = 1.0) -> Curve:
+        assert self._layer_cost is not None
+        x = np.asarray(self._layer_cost.x)
+        y = np.asarray(self._layer_cost.y) * self._draft_residuals.factors(x) * factor
+        return Curve.monotone(self._layer_cost.x, y.tolist())
+
+    def _current_envelope(self) -> SpeculationPlan | None:
+        """The router's plan while it lives; afterwards the replica plans for itself."""
+        if self._envelope is None or time.monotonic() > self._envelope[1]:
+            return None
+        return self._envelope[0]
+
+
+def _knots(max_nodes: int) -> tuple[int, ...]:
+    """0, 1, 2, … densely at first, then about eight to the octave, up to `max_nodes`."""
+    grid = np.unique(np.round(2.0 ** np.arange(0.0, np.log2(max_nodes) + 0.01, 0.25)).astype(int))
+    return (0, *(int(n) for n in grid if n < max_nodes), max_nodes)

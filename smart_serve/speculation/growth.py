@@ -1,0 +1,169 @@
+"""Growing the draft trees of a step, layer by layer, from any drafting loop.
+
+    grower = make_grower(plan, num_trees, catch_up_rows)
+    frontier = roots
+    while len(frontier):
+        token_ids, log_probs = top-k children of every frontier node        # the drafter's forward
+        frontier = grower.add_layer(token_ids, log_probs)                    # which to expand next
+    growth = grower.finish()                                                 # what to verify
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+from smart_serve.speculation.calibration import acceptance
+from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.tree import FloatArray, Forest, IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """All candidates of one depth. Ids count candidates over all layers, in order."""
+
+    first_id: int
+    trees: IntArray  # [n] tree of each candidate
+    parents: IntArray  # [n] id of the parent candidate; for children of a root, its tree
+    token_ids: IntArray  # [n]
+    confidences: FloatArray  # [n]
+    path_probs: FloatArray  # [n] calibrated
+    draft_probs: FloatArray  # [n] product of raw confidences along the path
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Trees to verify, and what growing them taught about the drafter."""
+
+    forest: Forest
+    best_by_depth: tuple[tuple[float, ...], ...]
+    """Per opened depth, the mean over trees of the largest path probabilities, in order."""
+    child_mass: tuple[float, ...]
+    """Per opened depth, the share of an expanded parent's probability that its best child keeps."""
+
+
+PROFILE_WIDTH = 4
+"""Candidates per depth that the profile keeps; a fifth one seldom holds 1 % of the mass."""
+
+
+class TreeGrower(ABC):
+    """Holds the candidates of all layers; a policy says what to expand and what to verify."""
+
+    def __init__(self, plan: GrowthPlan, num_trees: int) -> None:
+        self.plan = plan
+        self.num_trees = num_trees
+        self.layers: list[Layer] = []
+        self._child_mass: list[float] = []
+        self._frontier_trees: IntArray = np.arange(num_trees)
+        self._frontier_ids: IntArray = np.arange(num_trees)
+        self._frontier_path: FloatArray = np.ones(num_trees)
+        self._frontier_draft: FloatArray = np.ones(num_trees)
+
+    @property
+    def num_candidates(self) -> int:
+        return self.layers[-1].first_id + len(self.layers[-1].trees) if self.layers else 0
+
+    def add_layer(self, token_ids: IntArray, log_probs: FloatArray) -> IntArray:
+        """Children of every frontier node, both [F, k], best first.
+
+        Returns indices into the flattened [F * k] of those to expand in the next layer; none: the
+        trees are grown. The first frontier is the roots, in order; later ones are what was returned.
+        """
+        layer = self._layer(token_ids, log_probs)
+        self.layers.append(layer)
+        if len(self.layers) >= self.plan.max_depth:
+            return np.empty(0, np.int64)
+        chosen = self.expand(layer)
+        chosen = chosen[~np.isin(layer.token_ids[chosen], self.plan.terminal_tokens)]
+        self._frontier_trees = layer.trees[chosen]
+        self._frontier_ids = layer.first_id + chosen
+        self._frontier_path = layer.path_probs[chosen]
+        self._frontier_draft = layer.draft_probs[chosen]
+        return chosen
+
+    def finish(self) -> Growth:
+        """The trees to verify."""
+        forest = self._forest(np.sort(self.choose())) if self.layers else self._nothing()
+        return Growth(forest, self._profile(), tuple(self._child_mass))
+
+    @abstractmethod
+    def expand(self, layer: Layer) -> IntArray:
+        """Indices within `layer`, the newest, of the candidates to expand; may be empty."""
+
+    @abstractmethod
+    def choose(self) -> IntArray:
+        """Ids of the candidates to verify, over all layers; closed under parents."""
+
+    def column(self, name: str) -> np.ndarray:  # type: ignore[type-arg]  # ints or floats
+        """One field of all layers' candidates, by id."""
+        return np.concatenate([getattr(layer, name) for layer in self.layers])
+
+    def _layer(self, token_ids: IntArray, log_probs: FloatArray) -> Layer:
+        width = token_ids.shape[1]
+        confidences = np.exp(log_probs.astype(np.float64))
+        flat = confidences.reshape(-1)
+        calibrated = acceptance(self.plan.calibration, len(self.layers) + 1, flat)
+        best = calibrated.reshape(-1, width)[:, 0]
+        mass = float(self._frontier_path.sum())
+        self._child_mass.append(float((self._frontier_path * best).sum()) / max(mass, 1e-12))
+        return Layer(
+            first_id=self.num_candidates,
+            trees=np.repeat(self._frontier_trees, width),
+            parents=np.repeat(self._frontier_ids, width),
+            token_ids=token_ids.reshape(-1),
+            confidences=flat,
+            path_probs=np.repeat(self._frontier_path, width) * calibrated,
+            draft_probs=np.repeat(self._frontier_draft, width) * flat,
+        )
+
+    def _forest(self, ids: IntArray) -> Forest:
+        """Flat trees of the candidates `ids` (increasing, so parents come first)."""
+        trees = self.column("trees")[ids]
+        order = np.argsort(trees, kind="stable")
+        ids, trees = ids[order], trees[order]
+        offsets = np.searchsorted(trees, np.arange(self.num_trees + 1)).astype(np.int64)
+        row_of = np.zeros(self.num_candidates, np.int64)
+        row_of[ids] = np.arange(len(ids)) - offsets[trees] + 1
+        depths = np.repeat(
+            np.arange(1, len(self.layers) + 1), [len(layer.trees) for layer in self.layers]
+        )[ids]
+        parents = self.column("parents")[ids]
+        # A first-layer candidate's parent is its tree's root, row 0.
+        rows = np.where(depths == 1, 0, row_of[np.where(depths == 1, 0, parents)])
+        return Forest(
+            offsets=offsets,
+            token_ids=self.column("token_ids")[ids].astype(np.int64),
+            parents=rows,
+            depths=depths.astype(np.int64),
+            confidences=self.column("confidences")[ids],
+            path_probs=self.column("path_probs")[ids],
+        )
+
+    def _nothing(self) -> Forest:
+        return Forest.empty(self.num_trees)
+
+    def _profile(self) -> tuple[tuple[float, ...], ...]:
+        rows = []
+        for layer in self.layers:
+            top = top_per_tree(layer.trees, layer.path_probs, PROFILE_WIDTH)
+            order = top[np.lexsort((-layer.path_probs[top], layer.trees[top]))]
+            rank = rank_in_runs(layer.trees[order])
+            sums = np.bincount(rank, layer.path_probs[order], minlength=PROFILE_WIDTH)
+            rows.append(tuple((sums / self.num_trees).tolist()))
+        return tuple(rows)
+
+
+def rank_in_runs(sorted_keys: IntArray) -> IntArray:
+    """Position of each element within its run of equal keys. [n]"""
+    first = np.searchsorted(sorted_keys, sorted_keys, side="left")
+    ranks: IntArray = np.arange(len(sorted_keys)) - first
+    return ranks
+
+
+def top_per_tree(trees: IntArray, scores: FloatArray, k: int) -> IntArray:
+    """Indices of the k best scores of every tree, ties to the earlier index."""
+    order = np.lexsort((-scores, trees))
+    chosen: IntArray = np.sort(order[rank_in_runs(trees[order]) < k])
+    return chosen

@@ -1,0 +1,18 @@
+"""Policies by name."""
+
+from __future__ import annotations
+
+from smart_serve.speculation.eagle2 import Eagle2Grower
+from smart_serve.speculation.growth import TreeGrower
+from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.smart import SmartGrower
+
+
+def make_grower(plan: GrowthPlan, num_trees: int, catch_up_rows: int) -> TreeGrower:
+    """The grower of `plan.policy` for one step of `num_trees` sequences; the drafter's first pass
+    runs `catch_up_rows` rows."""
+    if plan.policy == "smart":
+        return SmartGrower(plan, num_trees, catch_up_rows)
+    if plan.policy == "eagle2":
+        return Eagle2Grower(plan, num_trees)
+    raise ValueError(f"policy '{plan.policy}' grows no trees")

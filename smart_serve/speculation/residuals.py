@@ -1,0 +1,46 @@
+"""Measured over predicted: how a cost table is corrected while running."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from smart_serve.speculation.tree import FloatArray
+
+WEIGHT = 0.05
+"""Of one observation; the memory is about twenty steps of a region."""
+CLIP = 4.0
+"""One stalled step (a page fault, a neighbour's burst) must not swing the controller."""
+
+
+class Residuals:
+    """Moving average of measured/predicted per region of packed tokens (powers of two)."""
+
+    def __init__(self) -> None:
+        self._log_ratio = np.zeros(32)
+        self._seen = np.zeros(32, np.bool_)
+
+    def observe(self, num_tokens: float, measured_ms: float, predicted_ms: float) -> None:
+        """`predicted_ms` is the uncorrected table's."""
+        ratio = min(max(measured_ms / max(predicted_ms, 1e-6), 1 / CLIP), CLIP)
+        region = _region(num_tokens)
+        if not self._seen[region]:
+            # A first observation moves all regions not seen yet: the machine as a whole is slower
+            # or faster than when it was measured.
+            self._log_ratio[~self._seen] = WEIGHT * math.log(ratio) + (
+                1 - WEIGHT
+            ) * self._log_ratio[region]
+            self._seen[region] = True
+            return
+        self._log_ratio[region] += WEIGHT * (math.log(ratio) - self._log_ratio[region])
+
+    def factors(self, num_tokens: FloatArray) -> FloatArray:
+        """Correction [n] for predictions at `num_tokens` [n]; linear between region centres."""
+        place = np.log2(np.maximum(num_tokens, 1.0))
+        corrected: FloatArray = np.exp(np.interp(place, np.arange(32), self._log_ratio))
+        return corrected
+
+
+def _region(num_tokens: float) -> int:
+    return min(31, max(0, round(math.log2(max(num_tokens, 1.0)))))
