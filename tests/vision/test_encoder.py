@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
+from smart_serve.bundled import TARGET_FOLDER
 from smart_serve.checkpoint import LANGUAGE_MODEL_LAYOUTS, Checkpoint, build_module
 from smart_serve.errors import ClientError, ConfigError
 from tests.vision.pictures import checked, noise
@@ -31,6 +33,21 @@ def test_features_equal_those_of_transformers(llava_folder: Path) -> None:
     for image, features in zip(IMAGES, encoder.encode(IMAGES), strict=True):
         assert features.shape == (encoder.num_tokens(image), encoder.hidden_size) == (4, 64)
         assert np.abs(features - reference(llava_folder, image)).max() < 1e-5
+
+
+def test_features_of_the_bundled_model_equal_those_of_transformers() -> None:
+    features = VisionEncoder(TARGET_FOLDER).encode(IMAGES[:1])[0]
+    assert np.abs(features - reference(TARGET_FOLDER, IMAGES[0])).max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 7), (5, 3), (3, 5)])
+def test_tiny_pictures_keep_their_channels(size: tuple[int, int]) -> None:
+    # A side of 1 or 3 pixels can be mistaken for the channels of an array.
+    red = decode_image(checked(Image.new("RGB", size, (255, 0, 0))))
+    pixels = PixelProcessor.from_folder(TARGET_FOLDER)(red)
+    assert pixels.shape == (3, 96, 96)
+    assert pixels.std(dim=(1, 2)).max() < 1e-5
+    assert pixels[0, 0, 0] > 0 > pixels[1, 0, 0]
 
 
 def test_features_do_not_depend_on_the_batch(llava_folder: Path) -> None:
