@@ -11,9 +11,7 @@ from __future__ import annotations
 import torch
 
 
-def kv_commit(
-    cache: torch.Tensor, source_slots: torch.Tensor, target_slots: torch.Tensor
-) -> None:
+def kv_commit(cache: torch.Tensor, source_slots: torch.Tensor, target_slots: torch.Tensor) -> None:
     """In place. cache [planes, slots, H_kv, D], a plane being one layer's keys or values; both slot
     lists [J] int64.
 

@@ -1,6 +1,6 @@
 """Write the keys and values of a step's tokens into the paged cache.
 
-    cache[slots[n]] = rows[n]        n = 0..N-1
+cache[slots[n]] = rows[n]        n = 0..N-1
 """
 
 from __future__ import annotations

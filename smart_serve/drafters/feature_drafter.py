@@ -8,18 +8,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from smart_serve.drafters.feature_network import FeatureDraftNetwork
 from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, DraftInput, Proposal
+from smart_serve.models.target import kv_shape
 from smart_serve.paging.blocks import BlockPool
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.rows import Ints, Rows, pack_rows
-from smart_serve.models.target import kv_shape
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.growth import Growth, TreeGrower
 from smart_serve.speculation.policies import make_grower
 from smart_serve.speculation.tree import Forest
+
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 JOINT_ROWS = 16
 """Inputs up to this long are attended in one padded group; longer ones (prompts) each alone."""
@@ -38,7 +42,7 @@ class _Tree:
     """Expanded nodes of one tree in the step's passes so far, in cache order."""
 
     held: _Held
-    visible: np.ndarray  # type: ignore[type-arg]  # [rows, rows] bool: ancestors and itself
+    visible: Mask  # [rows, rows] ancestors and itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,9 @@ class FeatureDrafter:
             now = time.perf_counter()
             layer_ms.append(1e3 * (now - clock))
             layer_rows.append(num_rows)
-            chosen = self._with_room(grower, grower.add_layer(token_ids, log_probs), frontier, trees)
+            chosen = self._with_room(
+                grower, grower.add_layer(token_ids, log_probs), frontier, trees
+            )
             if len(chosen) == 0:
                 return grower.finish(), layer_ms, layer_rows
             clock, num_rows = time.perf_counter(), len(chosen)
@@ -195,7 +201,9 @@ class FeatureDrafter:
         back[order] = np.arange(len(chosen))
         return _Frontier(features[torch.from_numpy(back)], tree_of, row_of)
 
-    def _forward(self, groups: list[list[Rows]], vectors: torch.Tensor) -> tuple[torch.Tensor, Ints]:
+    def _forward(
+        self, groups: list[list[Rows]], vectors: torch.Tensor
+    ) -> tuple[torch.Tensor, Ints]:
         """Predicted features [N, h] of packed rows, and each sequence's first row."""
         weight = self._head.weight
         step = pack_rows(groups, self._cache, weight)
@@ -209,11 +217,11 @@ class FeatureDrafter:
         )
         return features[0], step.first_rows
 
-    def _children(self, features: torch.Tensor, top_k: int) -> tuple[Ints, np.ndarray]:  # type: ignore[type-arg]
+    def _children(self, features: torch.Tensor, top_k: int) -> tuple[Ints, Floats]:
         """Best tokens and their log-probabilities, both [F, k]."""
         log_probs = torch.log_softmax(self._head(features).float(), dim=-1)
         best = log_probs.topk(top_k, dim=-1)
-        return best.indices.cpu().numpy(), best.values.cpu().numpy()
+        return best.indices.cpu().numpy(), best.values.double().cpu().numpy()
 
     def _with_room(
         self, grower: TreeGrower, chosen: Ints, frontier: _Frontier, trees: list[_Tree]
@@ -246,7 +254,7 @@ def _vectors(item: DraftInput) -> torch.Tensor:
     return item.vectors
 
 
-def _add_rows(visible: np.ndarray, parents: Ints | None, count: int) -> np.ndarray:  # type: ignore[type-arg]
+def _add_rows(visible: Mask, parents: Ints | None, count: int) -> Mask:
     """[r + count, r + count]: new rows see their parent's ancestors, the parent, and themselves."""
     size = len(visible)
     grown = np.zeros((size + count, size + count), np.bool_)

@@ -63,6 +63,6 @@ class FeatureDraftNetwork(nn.Module):
 
 def _layer_without_input_norm(config: LlamaConfig) -> nn.Module:
     """One stock decoder layer; EAGLE-1/2 and MSD checkpoints hold no `input_layernorm`."""
-    layer = LlamaDecoderLayer(config, layer_idx=0)
+    layer: nn.Module = LlamaDecoderLayer(config, layer_idx=0)
     layer.add_module("input_layernorm", nn.Identity())
     return layer

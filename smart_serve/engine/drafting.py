@@ -113,9 +113,7 @@ class Drafting:
         except DrafterUnavailable as error:
             _LOG.warning("drafter unavailable: %s", error.message)
 
-    def _ask(
-        self, drafter: Drafter, asking: list[Sequence], plan: GrowthPlan
-    ) -> Proposal | None:
+    def _ask(self, drafter: Drafter, asking: list[Sequence], plan: GrowthPlan) -> Proposal | None:
         inputs = []
         for sequence in asking:
             start, token_ids, vectors = sequence.inbox.take()
@@ -150,9 +148,7 @@ def _can_draft(sequence: Sequence) -> bool:
 
 def _place_images(vectors: torch.Tensor, sequence: Sequence, first: int) -> None:
     """Where x_{t+1} is an image token its projected embedding stands in h_t's place."""
-    for span, features in zip(
-        sequence.request.image_spans, sequence.image_features, strict=True
-    ):
+    for span, features in zip(sequence.request.image_spans, sequence.image_features, strict=True):
         begin = max(span.start, first)
         end = min(span.start + span.length, first + len(vectors))
         if begin < end:

@@ -308,13 +308,11 @@ class Engine:
                 param="images",
             )
         for span, array in zip(request.image_spans, features, strict=True):
-            inside = 0 <= span.start and span.start + span.length <= prompt
+            inside = span.start >= 0 and span.start + span.length <= prompt
             if not inside or array.shape != (span.length, self.model.hidden_size):
                 raise ClientError("a picture's features do not fit its place", param="images")
 
-    def _image_rows(
-        self, work: StepWork, first_rows: NDArray[np.int64]
-    ) -> dict[int, torch.Tensor]:
+    def _image_rows(self, work: StepWork, first_rows: NDArray[np.int64]) -> dict[int, torch.Tensor]:
         """Features by the packed row where they begin, for the pictures in this step's chunks."""
         rows: dict[int, torch.Tensor] = {}
         for i, chunk in enumerate(work.prefills, start=len(work.decodes)):

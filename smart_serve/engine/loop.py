@@ -51,6 +51,8 @@ class _Stream:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.chunks: asyncio.Queue[TokenChunk | Exception] = asyncio.Queue()
+        self.sequence: Sequence | None = None
+        """Set in the engine's thread once the request is admitted."""
 
     def put(self, item: TokenChunk | Exception) -> None:
         """From the engine's thread."""
@@ -101,8 +103,8 @@ class EngineLoop:
         `ClientError`, `OverloadedError`, and `ServerError` if the engine stops.
         """
         stream = _Stream()
-        sequence = await asyncio.wrap_future(self._call(lambda: self._add(request, features, stream)))
         try:
+            await asyncio.wrap_future(self._call(lambda: self._add(request, features, stream)))
             while True:
                 item = await stream.chunks.get()
                 if isinstance(item, Exception):
@@ -111,7 +113,8 @@ class EngineLoop:
                 if item.finish_reason is not None:
                     return
         finally:
-            self._commands.put(lambda: self._abort(sequence))
+            # Commands run in order: this finds the sequence even if the wait for it was cancelled.
+            self._commands.put(lambda: self._abort(stream))
 
     async def call(self, action: Callable[[Engine], None]) -> None:
         """Run `action` on the engine between two steps."""
@@ -151,6 +154,8 @@ class EngineLoop:
             return future
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(action())
             except Exception as error:  # the caller's: it is raised there
@@ -161,14 +166,14 @@ class EngineLoop:
 
     def _add(
         self, request: GenerateRequest, features: Seq[NDArray[np.float32]], stream: _Stream
-    ) -> Sequence:
-        sequence = self._engine.add(request, features)
-        self._streams[sequence.id] = stream
-        return sequence
+    ) -> None:
+        stream.sequence = self._engine.add(request, features)
+        self._streams[stream.sequence.id] = stream
 
-    def _abort(self, sequence: Sequence) -> None:
-        self._streams.pop(sequence.id, None)
-        self._engine.abort(sequence)
+    def _abort(self, stream: _Stream) -> None:
+        if stream.sequence is not None:
+            self._streams.pop(stream.sequence.id, None)
+            self._engine.abort(stream.sequence)
 
     def _run(self) -> None:
         try:

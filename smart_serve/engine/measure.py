@@ -47,7 +47,8 @@ def measure_costs(
 
 
 def _curve(model: TargetModel, cache: KvCache, batch: int, context: int) -> Curve:
-    tokens, times = [], []
+    tokens: list[int] = []
+    times: list[float] = []
     for rows in ROWS_PER_SEQUENCE:
         blocks_each = -(-(context + rows) // cache.block_tokens)
         too_big = batch * rows > MAX_ROWS or batch * blocks_each >= cache.num_blocks

@@ -6,9 +6,9 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from smart_serve.paging.blocks import BlockPool
 from smart_serve.engine.sequence import Sequence, State
 from smart_serve.errors import OverloadedError
+from smart_serve.paging.blocks import BlockPool
 
 
 @dataclass(frozen=True, slots=True)

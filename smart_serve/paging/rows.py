@@ -31,7 +31,7 @@ class Rows:
     @property
     def num_slots(self) -> int:
         """Cache positions in use once these rows are written."""
-        return self.num_committed + self.visible.shape[1]
+        return self.num_committed + int(self.visible.shape[1])
 
     @property
     def slot_positions(self) -> Ints:
@@ -50,7 +50,10 @@ class PackedStep:
 
 
 def pack_rows(groups: Sequence[Sequence[Rows]], cache: KvCache, like: torch.Tensor) -> PackedStep:
-    """Rows of one forward, group after group. Each group is padded to its longest member, so members should be of similar length."""
+    """Rows of one forward, group after group.
+
+    Each group is padded to its longest member, so members should be of similar length.
+    """
     flat = [rows for group in groups for rows in group]
     first_rows = np.concatenate(([0], np.cumsum([len(rows.token_ids) for rows in flat])))
     slots = [cache.slots(rows.blocks, rows.slot_positions) for rows in flat]

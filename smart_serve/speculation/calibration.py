@@ -1,8 +1,8 @@
 """From draft confidence to acceptance probability: a monotone map per depth, learnt online.
 
 Draft confidence is not acceptance probability, but every verified node whose parent was accepted
-tells whether it was accepted itself. Until enough is known, confidence damped by α stands in (SMART,
-arXiv 2604.09731, eq. 16: α = 0.8, stable from 0.7 to 0.9).
+tells whether it was accepted itself. Until enough is known, confidence damped by α stands in
+(SMART, arXiv 2604.09731, eq. 16: α = 0.8, stable from 0.7 to 0.9).
 """
 
 from __future__ import annotations

@@ -97,7 +97,9 @@ class SpeculationController:
 
     def plain_step_ms(self, batch: int, context: float) -> float:
         """Predicted step of plain decoding at this batch, host time included."""
-        return self._verify_ms(np.asarray([float(batch)]), batch, context) + self._overhead_ms[False]
+        return (
+            self._verify_ms(np.asarray([float(batch)]), batch, context) + self._overhead_ms[False]
+        )
 
     def predicted_step_ms(self, seen: StepObservation) -> float:
         """What the tables say of a step that has been taken."""
@@ -105,9 +107,7 @@ class SpeculationController:
         drafting = seen.growth is not None
         layers = sum(self._draft_curve()(rows) for rows in seen.layer_rows) if drafting else 0.0
         return (
-            self._verify_ms(tokens, seen.batch, seen.context)
-            + layers
-            + self._overhead_ms[drafting]
+            self._verify_ms(tokens, seen.batch, seen.context) + layers + self._overhead_ms[drafting]
         )
 
     def observe(self, seen: StepObservation) -> None:

@@ -1,17 +1,18 @@
 """Growing the draft trees of a step, layer by layer, from any drafting loop.
 
-    grower = make_grower(plan, num_trees, catch_up_rows)
-    frontier = roots
-    while len(frontier):
-        token_ids, log_probs = top-k children of every frontier node        # the drafter's forward
-        frontier = grower.add_layer(token_ids, log_probs)                    # which to expand next
-    growth = grower.finish()                                                 # what to verify
+grower = make_grower(plan, num_trees, catch_up_rows)
+frontier = roots
+while len(frontier):
+    token_ids, log_probs = top-k children of every frontier node        # the drafter's forward
+    frontier = grower.add_layer(token_ids, log_probs)                    # which to expand next
+growth = grower.finish()                                                 # what to verify
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ class TreeGrower(ABC):
         """Children of every frontier node, both [F, k], best first.
 
         Returns indices into the flattened [F * k] of those to expand in the next layer; none: the
-        trees are grown. The first frontier is the roots, in order; later ones are what was returned.
+        trees are grown. The first frontier is the roots, later ones are what was returned.
         """
         layer = self._layer(token_ids, log_probs)
         self.layers.append(layer)
@@ -96,8 +97,8 @@ class TreeGrower(ABC):
     def choose(self) -> IntArray:
         """Ids of the candidates to verify, over all layers; closed under parents."""
 
-    def column(self, name: str) -> np.ndarray:  # type: ignore[type-arg]  # ints or floats
-        """One field of all layers' candidates, by id."""
+    def column(self, name: str) -> Any:
+        """One field of all layers' candidates, by id: an array of ints or floats."""
         return np.concatenate([getattr(layer, name) for layer in self.layers])
 
     def _layer(self, token_ids: IntArray, log_probs: FloatArray) -> Layer:

@@ -31,9 +31,9 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
     draft_layer: Curve = Curve((1.0,), (0.0,))
     """One layer of drafting, by rows."""
     wire_ms: float = 0.0
-    """Everything else that the step pays for speculating: the hop to the drafter, the controller."""
+    """What else the step pays for speculating: the hop to the drafter, the controller."""
     calibration: tuple[tuple[float, ...], ...] = ()
-    """Per depth, acceptance at evenly spaced confidences from 0 to 1; empty: α-damped confidence."""
+    """Per depth, acceptance at evenly spaced confidences 0..1; empty: α-damped confidence."""
     terminal_tokens: tuple[int, ...] = ()
     """Tokens that end a sequence: worth verifying, never worth expanding."""
     child_mass: tuple[float, ...] = ()

@@ -28,9 +28,9 @@ class Residuals:
         if not self._seen[region]:
             # A first observation moves all regions not seen yet: the machine as a whole is slower
             # or faster than when it was measured.
-            self._log_ratio[~self._seen] = WEIGHT * math.log(ratio) + (
-                1 - WEIGHT
-            ) * self._log_ratio[region]
+            self._log_ratio[~self._seen] = (
+                WEIGHT * math.log(ratio) + (1 - WEIGHT) * self._log_ratio[region]
+            )
             self._seen[region] = True
             return
         self._log_ratio[region] += WEIGHT * (math.log(ratio) - self._log_ratio[region])
