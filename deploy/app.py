@@ -1,0 +1,115 @@
+"""The application: `serve run deploy.app:build key=value ...`, or `args:` in a Serve config.
+
+Importing this must stay light: Serve builds the application on any node, so torch is loaded by the
+replicas that need it and not here.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from ray import serve
+from ray.serve import Application, Deployment
+
+from deploy.args import AppArgs, PoolArgs
+from deploy.drafter import DrafterReplica
+from deploy.ingress import IngressReplica
+from deploy.router import RouterReplica
+from deploy.target import TargetReplica
+from deploy.vision_encoder import VisionEncoderReplica
+
+APP_NAME = "smart-serve"
+MANY = 1_000
+"""Ongoing requests where the deployment itself does not want to limit them."""
+DRAFTER_DRAIN_S = 1.0
+"""Leases never end by themselves; their holders find another drafter."""
+
+
+def build(args: AppArgs) -> Application:
+    """Router, vision encoder, drafter, one target deployment per pool, and the ingress before them.
+
+    An unknown or ill-typed argument is an error.
+    """
+    # Shared by this application's targets and drafters only; a new deployment has a new one.
+    secret = secrets.token_bytes(32)
+    router = _deployment(RouterReplica, "router", args.router_cpus).bind(args)
+    vision = _vision(args).bind(args)
+    drafters = _drafter(args).bind(args, secret) if args.drafts_remotely else None
+    pools = {
+        pool.name: _target(args, pool).bind(args, pool, router, drafters, secret)
+        for pool in args.pools
+    }
+    return _ingress(args).bind(args, pools, router, vision)
+
+
+def _ingress(args: AppArgs) -> Deployment:
+    return _deployment(
+        serve.ingress()(IngressReplica),
+        "ingress",
+        args.ingress_cpus,
+        num_replicas=args.ingress_replicas,
+        graceful_shutdown_timeout_s=args.drain_s,
+    )
+
+
+def _vision(args: AppArgs) -> Deployment:
+    return _deployment(
+        VisionEncoderReplica,
+        "vision-encoder",
+        args.vision_cpus,
+        num_gpus=args.vision_gpus,
+        num_replicas=args.vision_replicas,
+    )
+
+
+def _drafter(args: AppArgs) -> Deployment:
+    return _deployment(
+        DrafterReplica,
+        "drafter",
+        args.drafter_cpus,
+        num_gpus=args.drafter_gpus,
+        num_replicas=args.drafter_replicas,
+        graceful_shutdown_timeout_s=DRAFTER_DRAIN_S,
+        # A dead drafter costs only speed, but for as long as nobody looks.
+        health_check_period_s=2.0,
+    )
+
+
+def _target(args: AppArgs, pool: PoolArgs) -> Deployment:
+    config = args.engine_config(pool)
+    return _deployment(
+        TargetReplica,
+        f"target-{pool.name}",
+        pool.num_cpus,
+        num_gpus=pool.num_gpus,
+        accelerator_type=pool.accelerator_type,
+        num_replicas=pool.num_replicas,
+        # The engine refuses what is too much with a 429; Serve must let that much in, and some.
+        max_ongoing_requests=config.max_running + config.max_waiting + 64,
+        graceful_shutdown_timeout_s=args.drain_s,
+    )
+
+
+def _deployment(
+    replica: type,
+    name: str,
+    num_cpus: float,
+    *,
+    num_gpus: float = 0,
+    accelerator_type: str | None = None,
+    max_ongoing_requests: int = MANY,
+    **options: Any,
+) -> Deployment:
+    actor: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    if accelerator_type is not None:
+        actor["accelerator_type"] = accelerator_type
+    return serve.deployment(
+        replica,
+        name=name,
+        ray_actor_options=actor,
+        max_ongoing_requests=max_ongoing_requests,
+        # Ten reports a second would fill the access log.
+        logging_config={"enable_access_log": False},
+        **options,
+    )

@@ -1,0 +1,128 @@
+"""What an operator may say when the application is built; anything else is an error."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, Self
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from smart_serve.config import EngineConfig
+from smart_serve.errors import ConfigError
+from smart_serve.limits import Limits
+
+BUNDLED_NAME = "smart-serve-bundled"
+
+
+class PoolArgs(BaseModel):
+    """Target replicas of one kind. One deployment each, so that a GPU type has its own engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
+    accelerator_type: str | None = None
+    """As Ray names it: "H100", "L40S"; None: any node."""
+    num_replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=0.5, gt=0)
+    num_gpus: float = Field(default=0, ge=0)
+    num_threads: int | None = Field(default=None, ge=1)
+    """Of torch on the CPU; None: all cores but one."""
+    engine: dict[str, Any] = {}
+    """Fields of `EngineConfig` for this pool, for instance `{"kv_tokens": 400000}`."""
+
+
+class AppArgs(BaseModel):
+    """Arguments of `deploy.app:build`. The defaults fit a laptop with two cores."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "bundled"
+    """A model folder, or "bundled"."""
+    drafter: str | None = "bundled"
+    """A drafter folder, "bundled", or null for plain decoding."""
+    served_model_name: str | None = None
+    policy: Literal["off", "eagle2", "smart"] = "smart"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    """auto: cuda where a deployment has GPUs, else cpu."""
+    engine: dict[str, Any] = {}
+    """Fields of `EngineConfig` for all pools."""
+    pools: tuple[PoolArgs, ...] = Field(default=(PoolArgs(),), min_length=1)
+    limits: dict[str, Any] = {}
+    """Fields of `Limits`."""
+
+    drafter_mode: Literal["remote", "colocated"] = "remote"
+    """remote: a deployment of its own; colocated: inside each target."""
+    drafter_network: Literal["node", "local"] = "node"
+    """node: reachable by TCP from other nodes; local: by a Unix socket on its own node only."""
+    drafter_replicas: int = Field(default=1, ge=1)
+    drafter_cpus: float = Field(default=0.3, gt=0)
+    drafter_gpus: float = Field(default=0, ge=0)
+
+    vision_replicas: int = Field(default=1, ge=1)
+    vision_cpus: float = Field(default=0.2, gt=0)
+    vision_gpus: float = Field(default=0, ge=0)
+    ingress_replicas: int = Field(default=1, ge=1)
+    ingress_cpus: float = Field(default=0.2, gt=0)
+    router_cpus: float = Field(default=0.1, gt=0)
+    drain_s: float = Field(default=60.0, ge=0)
+    """How long a replica that is being replaced may finish its streams."""
+
+    @field_validator("drafter", mode="before")
+    @classmethod
+    def _no_drafter(cls, value: object) -> object:
+        # On a command line there is no null.
+        return None if value in ("null", "none", "None") else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [pool.name for pool in self.pools]
+        if len(set(names)) != len(names):
+            raise ValueError("two pools have the same name")
+        self.parsed_limits()
+        for pool in self.pools:
+            self.engine_config(pool)
+        return self
+
+    @property
+    def served_name(self) -> str:
+        """The model's name in the API."""
+        if self.served_model_name is not None:
+            return self.served_model_name
+        return BUNDLED_NAME if self.model == "bundled" else os.path.basename(self.model.rstrip("/"))
+
+    @property
+    def drafts_remotely(self) -> bool:
+        return self.drafter is not None and self.drafter_mode == "remote"
+
+    def parsed_limits(self) -> Limits:
+        """Raises `ValueError` for an unknown or ill-typed limit."""
+        return msgspec.convert(self.limits, Limits, strict=False)
+
+    def device_for(self, num_gpus: float) -> str:
+        if self.device != "auto":
+            return self.device
+        return "cuda" if num_gpus > 0 else "cpu"
+
+    def engine_config(self, pool: PoolArgs) -> EngineConfig:
+        """The engine of one pool. Raises `ValueError` for an unknown or ill-typed field."""
+        limits = self.parsed_limits()
+        fields: dict[str, Any] = {
+            "dtype": self.dtype,
+            "device": self.device_for(pool.num_gpus),
+            "max_running": limits.max_running,
+            "max_waiting": limits.max_waiting,
+            **self.engine,
+            **pool.engine,
+        }
+        speculation = {
+            "policy": self.policy,
+            **self.engine.get("speculation", {}),
+            **pool.engine.get("speculation", {}),
+        }
+        fields["speculation"] = speculation
+        try:
+            return msgspec.convert(fields, EngineConfig, strict=False)
+        except ConfigError as error:
+            raise ValueError(error.message) from error

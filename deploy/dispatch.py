@@ -1,0 +1,135 @@
+"""One request through the cluster: assign, encode pictures, stream tokens, survive a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from deploy.failures import RAY_FAILURES, REPLICA_LOST, as_own_error, first_line
+from deploy.resumption import Resumption
+from smart_serve.errors import ServerError
+from smart_serve.limits import Limits
+from smart_serve.messages import Assignment, GenerateRequest, RequestShape, TokenChunk
+from smart_serve.routing.assign import assign
+from smart_serve.routing.cluster_view import ClusterView
+from vision.image import CheckedImage
+
+logger = logging.getLogger("ray.serve")
+
+ROUTER_S = 0.5
+"""A router that takes longer is restarting: the last view decides."""
+VIEW_S = 1.0
+MAX_REPLICAS = 3
+"""Replicas that one request may outlive; a request that kills three is likely the culprit."""
+
+
+class Dispatcher:
+    """Holds the handles of the other deployments and the last view of the cluster."""
+
+    def __init__(
+        self,
+        pools: Mapping[str, DeploymentHandle],
+        router: DeploymentHandle,
+        vision: DeploymentHandle,
+        limits: Limits,
+    ) -> None:
+        self._targets = {
+            name: handle.options(method_name="generate", stream=True)
+            for name, handle in pools.items()
+        }
+        self._router = router
+        self._vision = vision
+        self._timeout_s = limits.request_timeout_s
+        self._view = ClusterView()
+        self._watching = asyncio.create_task(self._watch())
+
+    async def stream(
+        self, request: GenerateRequest, images: Sequence[CheckedImage]
+    ) -> AsyncGenerator[TokenChunk]:
+        """The request's tokens, a chunk per step; the last one carries reason and stats.
+
+        Ending it early cancels the request in the target. Raises `SmartServeError` only.
+        """
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        resumption = Resumption(request)
+        for _ in range(MAX_REPLICAS):
+            try:
+                once = self._stream_once(resumption.request(), images, deadline)
+                async with aclosing(once):
+                    async for chunk in once:
+                        yield resumption.take(chunk)
+                return
+            except REPLICA_LOST as error:
+                logger.warning("request %s lost its replica: %s", request.request_id, error)
+            except TimeoutError:
+                message = f"no answer within {self._timeout_s:.0f} s"
+                raise ServerError(message, code="timeout", status=504) from None
+            except RAY_FAILURES as error:
+                raise as_own_error(error) from None
+        raise ServerError("a part of the server is restarting", code="unavailable", status=503)
+
+    async def view(self) -> ClusterView:
+        """The router's view. Raises `ServerError` when it does not answer."""
+        try:
+            async with asyncio.timeout(ROUTER_S):
+                self._view = await self._router.cluster.remote()
+        except (TimeoutError, *RAY_FAILURES):
+            message = "the router does not answer"
+            raise ServerError(message, code="unavailable", status=503) from None
+        return self._view
+
+    def stop(self) -> None:
+        self._watching.cancel()
+
+    async def _stream_once(
+        self, request: GenerateRequest, images: Sequence[CheckedImage], deadline: float
+    ) -> AsyncGenerator[TokenChunk]:
+        assigned = await self._assign(request)
+        # The features go from the encoder to the target as an object; only its reference is here.
+        features: Any = self._vision.encode.remote(list(images)) if images else []
+        chunks = self._targets[assigned.pool].remote(request, features)
+        try:
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    chunk = await _next(chunks)
+                if chunk is None:
+                    return
+                yield chunk
+        finally:
+            # Ending the iteration alone would leave the target at work.
+            chunks.cancel()
+
+    async def _assign(self, request: GenerateRequest) -> Assignment:
+        names = tuple(self._targets)
+        if len(names) == 1:
+            return Assignment(pool=names[0], reason="the only pool")
+        shape = RequestShape(
+            prompt_tokens=len(request.token_ids),
+            max_tokens=request.sampling.max_tokens,
+            image_hashes=tuple(span.content_hash for span in request.image_spans),
+        )
+        try:
+            async with asyncio.timeout(ROUTER_S):
+                chosen: Assignment = await self._router.assign.remote(shape)
+                return chosen
+        except (TimeoutError, *RAY_FAILURES) as error:
+            logger.warning("the router is away, the last view decides: %s", first_line(error))
+            return assign(shape, self._view, names)
+
+    async def _watch(self) -> None:
+        """Keeps a view for the time when the router is away."""
+        while True:
+            try:
+                await self.view()
+            except ServerError as error:
+                logger.info("%s", error.message)
+            await asyncio.sleep(VIEW_S)
+
+
+async def _next(chunks: DeploymentResponseGenerator[TokenChunk]) -> TokenChunk | None:
+    return await anext(aiter(chunks), None)

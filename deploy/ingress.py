@@ -1,0 +1,95 @@
+"""The ingress deployment: the OpenAI API over HTTP, and the same for Python."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from deploy.args import AppArgs
+from deploy.chat_service import ChatService, PreparedChat
+from deploy.dispatch import Dispatcher
+from deploy.http_api import build_http_app
+from smart_serve.errors import ClientError
+from smart_serve.frontend.chat import ChatMessage, ImagePart, TextPart
+from smart_serve.messages import SamplingParams
+from smart_serve.openai.validate import ParsedChat
+from vision.image import check_image
+
+
+class IngressReplica:
+    """Stateless: any number of replicas."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits constructors
+        self,
+        args: AppArgs,
+        pools: dict[str, DeploymentHandle],
+        router: DeploymentHandle,
+        vision: DeploymentHandle,
+    ) -> None:
+        self._dispatcher = Dispatcher(pools, router, vision, args.parsed_limits())
+        self._service = await asyncio.to_thread(ChatService, args, self._dispatcher)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return build_http_app(self._service, self._dispatcher)
+
+    async def generate(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        images: Sequence[bytes] = (),
+        **sampling: Any,
+    ) -> AsyncGenerator[str | dict[str, Any]]:
+        """Streams pieces of text, then one dictionary: the answer's usage and speculation figures.
+
+        `prompt`: a question, which `images` (encoded pictures) precede; or messages as the OpenAI
+        API has them, with pictures inside as data URLs. `sampling`: fields of `SamplingParams`.
+        Raises `ClientError` for what the HTTP API would answer with 4xx.
+
+            handle = serve.get_app_handle("smart-serve")
+            for piece in handle.generate.options(stream=True).remote("What is this?", [png]):
+                ...
+        """
+        chat = await asyncio.to_thread(self._prepare, prompt, images, sampling)
+        async with aclosing(self._service.answer(chat)) as news:
+            async for item in news:
+                if item.text:
+                    yield item.text
+                if item.usage is not None:
+                    usage: dict[str, Any] = msgspec.to_builtins(item.usage)
+                    yield usage
+
+    def _prepare(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        images: Sequence[bytes],
+        sampling: dict[str, Any],
+    ) -> PreparedChat:
+        service = self._service
+        if not isinstance(prompt, str):
+            if images:
+                message = "pictures stand inside the messages, as data URLs"
+                raise ClientError(message, code="invalid_value", param="images")
+            body = {"model": service.served_name, "messages": list(prompt), **sampling}
+            return service.prepare_body(msgspec.json.encode(body))
+        try:
+            parsed = SamplingParams(**sampling)
+        except TypeError:
+            message = f"sampling takes {', '.join(SamplingParams.__struct_fields__)}"
+            raise ClientError(message, code="unknown_field", param="sampling") from None
+        parts: tuple[ImagePart | TextPart, ...] = tuple(ImagePart() for _ in images)
+        parts = (*parts, TextPart(text=prompt))
+        chat = ParsedChat(
+            model=service.served_name,
+            messages=(ChatMessage(role="user", content=parts if images else prompt),),
+            images=tuple(check_image(data, service.limits) for data in images),
+            sampling=parsed,
+            max_tokens_given=True,
+            stream=True,
+            include_usage=True,
+        )
+        return service.prepare(chat)

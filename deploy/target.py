@@ -1,0 +1,159 @@
+"""The target deployment, one per pool: an engine behind `generate`, its load to the router."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from deploy.args import AppArgs, PoolArgs
+from deploy.failures import first_line
+from deploy.node import accelerator_type, use_threads
+from smart_serve.errors import ServerError
+from smart_serve.messages import GenerateRequest, LoadReport, TokenChunk
+from smart_serve.models.folders import resolve_model
+
+if TYPE_CHECKING:
+    # torch is loaded where the engine runs, not where the application is built.
+    from deploy.drafter_lease import DrafterLease
+    from smart_serve.engine.loop import EngineLoop
+
+logger = logging.getLogger("ray.serve")
+
+REPORT_S = 0.1
+IDLE_REPORT_S = 1.0
+"""An idle replica's report says nothing new; this often shows that it lives."""
+STOP_S = 10.0
+
+
+class TargetReplica:
+    """Continuous batching, KV cache and tree verification of one pool's model."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits constructors
+        self,
+        args: AppArgs,
+        pool: PoolArgs,
+        router: DeploymentHandle,
+        drafters: DeploymentHandle | None,
+        secret: bytes,
+    ) -> None:
+        self._pool = pool
+        self._router = router
+        self._device_type = accelerator_type()
+        use_threads(pool.num_threads)
+        self._loop = await asyncio.to_thread(_start_engine, args, pool)
+        self._lease = _lease(drafters, secret, self._loop) if drafters is not None else None
+        self._reporting = asyncio.create_task(self._report_for_ever())
+
+    async def generate(
+        self, request: GenerateRequest, features: list[NDArray[np.float32]]
+    ) -> AsyncGenerator[TokenChunk]:
+        """The tokens of each step as they come; the last chunk carries the reason and the stats.
+
+        `features` [num_tokens, hidden] of each picture, in the order of `request.image_spans`.
+        Ending the stream early frees its KV blocks. Raises `OverloadedError` on a full queue.
+        """
+        # The engine's iterator is a generator; closing it is what ends the sequence.
+        chunks = cast(AsyncGenerator[TokenChunk], self._loop.generate(request, features))
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await chunks.aclose()
+
+    async def blocks(self) -> dict[str, int]:
+        """KV blocks: free, cached (kept for their prefix), total. Idle: free + cached == total."""
+        load = self._loop.load()
+        return {
+            "free": load.free_blocks,
+            "cached": load.cached_blocks,
+            "total": load.total_blocks,
+            "running": load.running,
+            "waiting": load.waiting,
+        }
+
+    async def describe(self) -> dict[str, Any]:
+        """Process id, pool, and the hop to the leased drafter (None: there is none)."""
+        return {
+            "pid": os.getpid(),
+            "pool": self._pool.name,
+            "device_type": self._device_type,
+            "wire_ms": self._lease.wire_ms if self._lease is not None else None,
+        }
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        if not self._loop.is_healthy():
+            raise ServerError("the engine's thread has ended", code="engine_dead")
+
+    async def __del__(self) -> None:
+        # Serve awaits this when it retires the replica, after its streams have been drained.
+        self._reporting.cancel()
+        if self._lease is not None:
+            await self._lease.stop()
+        await asyncio.to_thread(self._loop.stop, STOP_S)
+
+    async def _report_for_ever(self) -> None:
+        """Reports load and takes the envelope. Without a router the engine plans for itself."""
+        was_busy, due = True, 0.0
+        while True:
+            report, now = self._report(), asyncio.get_running_loop().time()
+            busy = report.running + report.waiting > 0
+            if busy or was_busy or now >= due:
+                was_busy, due = busy, now + IDLE_REPORT_S
+                try:
+                    self._loop.set_plan(await self._router.report.remote(report))
+                except (RayError, RayServeException) as error:
+                    logger.warning("the router is away: %s", first_line(error))
+                    await asyncio.sleep(IDLE_REPORT_S)
+            await asyncio.sleep(REPORT_S)
+
+    def _report(self) -> LoadReport:
+        load = self._loop.load()
+        return LoadReport(
+            replica_id=serve.get_replica_context().replica_id.unique_id,
+            pool=self._pool.name,
+            device_type=self._device_type,
+            running=load.running,
+            waiting=load.waiting,
+            # What is kept for its prefix is given up as soon as it is needed.
+            free_blocks=load.free_blocks + load.cached_blocks,
+            total_blocks=load.total_blocks,
+            tokens_per_s=load.tokens_per_s,
+            step_ms=load.step_ms,
+            draft_ms=load.draft_ms,
+            verify_ms=load.verify_ms,
+            accepted_per_step=load.accepted_per_step,
+            nodes_per_step=load.nodes_per_step,
+            plan_epoch=load.plan_epoch,
+        )
+
+
+def _start_engine(args: AppArgs, pool: PoolArgs) -> EngineLoop:
+    """Loads the model, measures its costs and starts its thread: seconds to minutes."""
+    from smart_serve.drafters.load import load_drafter
+    from smart_serve.engine.build import build_engine
+    from smart_serve.engine.loop import EngineLoop
+
+    folder, config = resolve_model(args.model), args.engine_config(pool)
+    # A remote drafter comes with its lease.
+    colocated = args.drafter is not None and not args.drafts_remotely
+    drafter = load_drafter(str(args.drafter), folder, config) if colocated else None
+    loop = EngineLoop(build_engine(folder, config, drafter, progress=False))
+    loop.start()
+    return loop
+
+
+def _lease(drafters: DeploymentHandle, secret: bytes, engine: EngineLoop) -> DrafterLease:
+    from deploy.drafter_lease import DrafterLease
+
+    return DrafterLease(drafters, secret, engine)

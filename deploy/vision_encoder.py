@@ -1,0 +1,44 @@
+"""The vision deployment: checked pictures to features."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.args import AppArgs
+from deploy.node import use_threads
+from smart_serve.models.folders import resolve_model
+from vision.image import CheckedImage
+
+
+class VisionEncoderReplica:
+    """The vision tower alone. Its answer travels by object reference to the target."""
+
+    def __init__(self, args: AppArgs) -> None:
+        import torch  # only where it runs: the builder of the application imports this module too
+
+        from vision.encoder import VisionEncoder
+
+        use_threads(None)
+        device = args.device_for(args.vision_gpus)
+        dtype = getattr(torch, args.dtype)
+        self._encoder = VisionEncoder(resolve_model(args.model), dtype, device)
+        # One thread: pictures of several requests take turns, and the event loop stays free.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vision")
+
+    async def encode(self, images: list[CheckedImage]) -> list[NDArray[np.float32]]:
+        """Features of each picture, float32 [num_tokens, hidden].
+
+        Raises `ClientError` when a picture does not decode.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._encoder.encode, images)
+
+    async def cache_stats(self) -> dict[str, Any]:
+        """Hits, misses, entries and bytes of the feature cache."""
+        stats = self._encoder.cache_stats()
+        return {name: getattr(stats, name) for name in stats.__struct_fields__}
