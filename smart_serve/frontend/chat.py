@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 
 class TextPart(msgspec.Struct, frozen=True, tag="text"):

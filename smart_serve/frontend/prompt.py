@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from smart_serve.errors import ClientError, ConfigError
-from smart_serve.frontend.chat import ChatMessage, ImagePart, TextPart
+from smart_serve.frontend.chat import ROLES, ChatMessage, ImagePart, TextPart
 from smart_serve.frontend.folder import image_token_id, read_json
 from smart_serve.frontend.origin import Piece, render_pieces
 from smart_serve.frontend.template import ChatTemplate
@@ -85,7 +85,7 @@ class PromptBuilder:
     def build(self, messages: Sequence[ChatMessage], images: Sequence[CheckedImage]) -> Prompt:
         """The prompt of a conversation; `images` in the order of their places in it.
 
-        Errors: ClientError `empty_prompt`, `too_many_images`, `image_count_mismatch`,
+        Errors: ClientError `invalid_role`, `empty_prompt`, `too_many_images`, `image_count_mismatch`,
         `images_not_supported`, `prompt_too_long`, `invalid_messages`, `invalid_prompt`.
         """
         self._check(messages, images)
@@ -124,6 +124,9 @@ class PromptBuilder:
         texts = [text for message in messages for text in message.texts()]
         places = sum(message.num_images() for message in messages)
         limits = self._limits
+        # Templates print roles as their own text, so a free role could spell a special token.
+        odd = any(message.role not in ROLES for message in messages)
+        refuse(odd, "invalid_role", f"a role must be one of {', '.join(ROLES)}")
         refuse(not images and not any(map(str.strip, texts)), "empty_prompt", "the prompt is empty")
         too_many = f"{len(images)} pictures; the limit is {limits.max_images}"
         refuse(len(images) > limits.max_images, "too_many_images", too_many)

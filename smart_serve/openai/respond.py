@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
 
@@ -34,7 +34,7 @@ class TextNews(msgspec.Struct, frozen=True):
 
 async def text_news(
     chunks: AsyncIterator[TokenChunk], detokenizer: Detokenizer, prompt_tokens: int
-) -> AsyncIterator[TextNews]:
+) -> AsyncGenerator[TextNews]:
     """Turns tokens into text and ends at the first stop string.
 
     It does not close `chunks`: the caller owns that iterator, and closing it is what frees the
@@ -78,7 +78,7 @@ async def completion(head: AnswerHead, news: AsyncIterator[TextNews]) -> ChatCom
 
 async def sse_answer(
     head: AnswerHead, news: AsyncIterator[TextNews], include_usage: bool
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """The events of a streamed answer, `[DONE]` at its good end.
 
     An error before the first event is raised: a caller that awaits the first event before it sends

@@ -132,6 +132,7 @@ def test_the_text_survives_unchanged() -> None:
     [
         ([ChatMessage(role="user", content="  ")], 0, "empty_prompt"),
         ([], 0, "empty_prompt"),
+        ([ChatMessage(role="<image>", content="x")], 0, "invalid_role"),
         ([ChatMessage(role="user", content="x")], 1, "image_count_mismatch"),
         ([ChatMessage(role="user", content=(ImagePart(),))], 0, "empty_prompt"),
         ([ChatMessage(role="user", content=(ImagePart(),) * 9)], 9, "too_many_images"),
