@@ -85,8 +85,7 @@ class PromptBuilder:
     def build(self, messages: Sequence[ChatMessage], images: Sequence[CheckedImage]) -> Prompt:
         """The prompt of a conversation; `images` in the order of their places in it.
 
-        Errors: ClientError `invalid_role`, `empty_prompt`, `too_many_images`, `image_count_mismatch`,
-        `images_not_supported`, `prompt_too_long`, `invalid_messages`, `invalid_prompt`.
+        Errors: ClientError, each cause with its own code.
         """
         self._check(messages, images)
         pieces = render_pieces(self._render, messages, self._special)
