@@ -14,6 +14,7 @@ from smart_serve.config import EngineConfig, SpeculationConfig
 from smart_serve.drafters.load import load_drafter
 from smart_serve.engine import sequence as engine_sequence
 from smart_serve.engine.build import build_engine
+from smart_serve.environment import check_environment
 from smart_serve.errors import ClientError, ServerError
 from smart_serve.frontend.detokenizer import Detokenizer
 from smart_serve.frontend.prompt import Prompt, PromptBuilder, check_length
@@ -57,6 +58,7 @@ class LLM:
         progress: bool = False,
         **engine_options: Any,
     ) -> None:
+        check_environment()
         folder = resolve_model(model)
         self.limits = limits or Limits()
         speculation = msgspec.structs.replace(speculation or SpeculationConfig(), policy=policy)
