@@ -4,8 +4,8 @@ Importing this must stay light: Serve builds the application on any node, so tor
 replicas that need it and not here.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: Serve reads the type of `build`'s parameter, and does
+# not understand it as a string.
 import secrets
 from typing import Any
 
@@ -22,8 +22,8 @@ from deploy.vision_encoder import VisionEncoderReplica
 APP_NAME = "smart-serve"
 MANY = 1_000
 """Ongoing requests where the deployment itself does not want to limit them."""
-DRAFTER_DRAIN_S = 1.0
-"""Leases never end by themselves; their holders find another drafter."""
+DRAFTER_DRAIN_S = 3.0
+"""Leases never end by themselves: their holders find another drafter, or are ending too."""
 
 
 def build(args: AppArgs) -> Application:
@@ -71,6 +71,7 @@ def _drafter(args: AppArgs) -> Deployment:
         num_gpus=args.drafter_gpus,
         num_replicas=args.drafter_replicas,
         graceful_shutdown_timeout_s=DRAFTER_DRAIN_S,
+        graceful_shutdown_wait_loop_s=0.2,
         # A dead drafter costs only speed, but for as long as nobody looks.
         health_check_period_s=2.0,
     )

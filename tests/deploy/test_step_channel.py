@@ -46,9 +46,10 @@ def drafter() -> CountingDrafter:
 
 
 @pytest.fixture
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # A Unix socket's path has about a hundred characters.
-    return Path(tempfile.mkdtemp(prefix="ss-")) / "d"
+def path() -> Iterator[Path]:
+    # Short, because a Unix socket's path has about a hundred characters.
+    with tempfile.TemporaryDirectory(prefix="ss-") as folder:
+        yield Path(folder, "d")
 
 
 @pytest.fixture
@@ -355,11 +356,12 @@ def test_contradictory_batches_end_the_connection(
 
 @pytest.fixture(scope="module")
 def lasting() -> Iterator[tuple[server.DrafterServer, Path]]:
-    path = Path(tempfile.mkdtemp(prefix="ss-")) / "d"
-    one = server.DrafterServer(CountingDrafter(), SECRET, unix_path=path)
-    one.start()
-    yield one, path
-    one.stop()
+    with tempfile.TemporaryDirectory(prefix="ss-") as folder:
+        path = Path(folder, "d")
+        one = server.DrafterServer(CountingDrafter(), SECRET, unix_path=path)
+        one.start()
+        yield one, path
+        one.stop()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -1,0 +1,231 @@
+"""The whole application on Ray, by its public faces only."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import signal
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+from conftest import ServedApp, wait_for
+from PIL import Image
+
+from smart_serve.llm import LLM
+from smart_serve.messages import SamplingParams
+
+pytestmark = [
+    pytest.mark.serve,
+    # Ray's own declarations.
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
+]
+
+QUESTIONS = ("How many shapes are there?", "What is to the left?", "Describe the picture.", "Hi")
+
+
+@pytest.fixture(scope="module")
+def llm(app: ServedApp) -> LLM:
+    # Plain decoding: what the application drafts must not show. It starts after the application, so
+    # that the two do not measure themselves on the same cores at once.
+    return LLM(drafter=None, policy="off", max_running=4, kv_tokens=4096)
+
+
+@pytest.fixture(scope="module")
+def client(app: ServedApp) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{app.url}/v1", api_key="none", max_retries=0) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def png() -> bytes:
+    picture = Image.new("RGB", (96, 64), "white")
+    picture.paste("red", (10, 10, 40, 40))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def with_picture(data: bytes, text: str = "Describe the picture.") -> list[dict[str, object]]:
+    image = {"type": "image_url", "image_url": {"url": data_url(data)}}
+    return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]
+
+
+def test_openai_client(app: ServedApp, client: openai.OpenAI, png: bytes) -> None:
+    assert [card.id for card in client.models.list()] == [app.model]
+    ask = {"model": app.model, "messages": with_picture(png), "max_tokens": 12, "temperature": 0}
+    whole = client.chat.completions.create(**ask)  # type: ignore[call-overload]
+    assert whole.choices[0].finish_reason in ("stop", "length")
+    assert whole.usage.completion_tokens <= 12
+    options = {"include_usage": True}
+    chunks = list(client.chat.completions.create(**ask, stream=True, stream_options=options))  # type: ignore[call-overload]
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+    details = chunks[-1].usage.completion_tokens_details
+    assert details.accepted_prediction_tokens + details.rejected_prediction_tokens >= 0
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0},
+        {"temperature": 0.8, "seed": 11},
+        {"temperature": 1.5, "seed": -5, "top_p": 0.9, "top_k": 20},
+    ],
+)
+def test_answers_are_those_of_the_library(
+    app: ServedApp, llm: LLM, png: bytes, sampling: dict[str, float]
+) -> None:
+    params = SamplingParams(max_tokens=24, **sampling)
+    prompts = [{"prompt": text, "images": [png]} for text in QUESTIONS]
+    for question, expected in zip(QUESTIONS, llm.generate(prompts, params), strict=True):
+        messages = with_picture(png, question)
+        answer = app.ask(messages=messages, max_tokens=24, **sampling).json()
+        assert answer["choices"][0]["message"]["content"] == expected.text
+        assert answer["usage"]["completion_tokens"] == len(expected.token_ids)
+
+
+def test_python_handle(app: ServedApp, llm: LLM, png: bytes) -> None:
+    stream = app.handle.generate.options(stream=True)
+    *pieces, usage = stream.remote("Describe the picture.", images=[png], max_tokens=16)
+    prompt = {"prompt": "Describe the picture.", "images": [png]}
+    (expected,) = llm.generate([prompt], SamplingParams(max_tokens=16))
+    assert "".join(pieces) == expected.text
+    assert usage["completion_tokens"] == len(expected.token_ids)
+    *again, _ = stream.remote(with_picture(png), max_tokens=16, temperature=0)
+    assert again == pieces
+    with pytest.raises(Exception, match="max_tokens must be at least 1"):
+        list(stream.remote("Hello", max_tokens=0))
+    with pytest.raises(Exception, match="sampling takes"):
+        list(stream.remote("Hello", tokens=3))
+
+
+def test_32_clients_at_once(app: ServedApp) -> None:
+    bodies = [app.body(QUESTIONS[i % 4], max_tokens=8 + i % 5, stream=True) for i in range(32)]
+    expected = {
+        (i % 4, i % 5): app.ask(text=QUESTIONS[i % 4], max_tokens=8 + i % 5).json()
+        for i in range(20)
+    }
+
+    async def one(client: httpx.AsyncClient, body: dict[str, object]) -> str:
+        events = []
+        url = f"{app.url}/v1/chat/completions"
+        async with client.stream("POST", url, json=body, timeout=90) as response:
+            assert response.status_code == 200
+            async for line in response.aiter_lines():
+                if line:
+                    events.append(line.removeprefix("data: "))
+        assert events[-1] == "[DONE]"
+        deltas = [json.loads(event)["choices"][0]["delta"] for event in events[:-1]]
+        return "".join(delta.get("content") or "" for delta in deltas)
+
+    async def all_of_them() -> list[str]:
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=32)) as client:
+            return await asyncio.gather(*(one(client, body) for body in bodies))
+
+    texts = asyncio.run(all_of_them())
+    for i, text in enumerate(texts):
+        assert text == expected[i % 4, i % 5]["choices"][0]["message"]["content"]
+    app.wait_until_idle()
+
+
+def test_bad_requests_are_refused_and_the_server_goes_on(app: ServedApp, png: bytes) -> None:
+    broken = png[:60] + bytes(len(png) - 60)
+    cases = [
+        ({"n": 2}, 400, "unsupported_value"),
+        ({"temperature": 5}, 400, "invalid_request"),
+        ({"max_tokens": 0}, 400, "invalid_value"),
+        ({"logprobs": True}, 400, "unknown_field"),
+        ({"messages": "hello"}, 400, "invalid_type"),
+        ({"messages": []}, 400, "empty_messages"),
+        ({"model": "gpt-4"}, 404, "model_not_found"),
+        ({"messages": with_picture(b"not a picture")}, 400, "unsupported_image_format"),
+        # Its header is fine, so only the vision encoder can find out.
+        ({"messages": with_picture(broken)}, 400, "invalid_image"),
+        ({"messages": with_picture(broken), "stream": True}, 400, "invalid_image"),
+        ({"text": "shape " * 20_000}, 400, "context_length_exceeded"),
+        ({"text": "x" * 2_000_001}, 413, "request_too_large"),
+        ({"speculation": {"policy": "magic"}}, 400, "invalid_value"),
+    ]
+    for fields, status, code in cases:
+        response = app.ask(**fields)
+        assert response.status_code == status, (fields.keys(), response.text)
+        error = response.json()["error"]
+        assert error["code"] == code
+        assert error["message"]
+        assert error["type"] == "invalid_request_error"
+    for method, path, status in (
+        ("GET", "/nothing", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("GET", "/v1/models/other", 404),
+    ):
+        response = httpx.request(method, app.url + path)
+        assert (response.status_code, "error" in response.json()) == (status, True)
+    raw = httpx.post(f"{app.url}/v1/chat/completions", content=b"{nonsense")
+    assert (raw.status_code, raw.json()["error"]["code"]) == (400, "invalid_json")
+    assert app.ask(max_tokens=2).status_code == 200
+    app.wait_until_idle()
+
+
+def test_a_body_without_a_length_is_limited_too(app: ServedApp) -> None:
+    pieces = (b" " * 2**16 for _ in range(100))
+    response = httpx.post(f"{app.url}/v1/chat/completions", content=pieces, timeout=30)
+    assert response.status_code == 413
+
+
+def test_a_client_that_hangs_up_frees_its_blocks(app: ServedApp) -> None:
+    body = app.body(max_tokens=1500, stream=True)
+    body.update(temperature=2.0, seed=1)
+    with httpx.stream("POST", f"{app.url}/v1/chat/completions", json=body) as response:
+        next(response.iter_lines())
+        wait_for(lambda: app.blocks()["running"] == 1)
+    app.wait_until_idle()
+
+
+def test_status_and_health(app: ServedApp) -> None:
+    assert httpx.get(f"{app.url}/health").json() == {"status": "ok", "replicas": {"default": 1}}
+    wait_for(lambda: len(httpx.get(f"{app.url}/status").json()["replicas"]) == 1)
+    (replica,) = httpx.get(f"{app.url}/status").json()["replicas"]
+    assert replica["report"]["pool"] == "default"
+    assert replica["age_ms"] < 3000
+
+
+def test_killing_the_drafter_costs_no_token(app: ServedApp) -> None:
+    wait_for(lambda: app.call("target-default", "describe")["wire_ms"] is not None)
+    sampling = {"max_tokens": 300, "ignore_eos": True}
+    stream = app.handle.generate.options(stream=True)
+    *expected, _ = stream.remote(QUESTIONS[0], **sampling)
+    pieces = []
+    for i, piece in enumerate(stream.remote(QUESTIONS[0], **sampling)):
+        pieces.append(piece)
+        if i == 10:
+            os.kill(app.call("drafter", "describe")["pid"], signal.SIGKILL)
+    assert "".join(pieces[:-1]) == "".join(expected)
+    # Another drafter is found in the background.
+    wait_for(lambda: app.call("target-default", "describe")["wire_ms"] is not None, 60)
+    assert app.ask(max_tokens=4).status_code == 200
+    app.wait_until_idle()
+
+
+@pytest.mark.slow
+def test_a_stream_outlives_its_target(app: ServedApp) -> None:
+    sampling = {"max_tokens": 300, "ignore_eos": True, "temperature": 0.7, "seed": 3}
+    stream = app.handle.generate.options(stream=True)
+    *expected, _ = stream.remote(QUESTIONS[0], **sampling)
+    pieces = []
+    for i, piece in enumerate(stream.remote(QUESTIONS[0], **sampling)):
+        pieces.append(piece)
+        if i == 10:
+            os.kill(app.call("target-default", "describe")["pid"], signal.SIGKILL)
+    assert "".join(pieces[:-1]) == "".join(expected)
+    assert pieces[-1]["completion_tokens"] == 300
+    app.wait_until_idle()

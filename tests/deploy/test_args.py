@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+from deploy.app import build
+from deploy.args import AppArgs, PoolArgs
+
+# Ray's own declarations.
+pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"modle": "bundled"}, "modle"),
+        ({"policy": "magic"}, "policy"),
+        ({"limits": {"max_imagse": 3}}, "max_imagse"),
+        ({"engine": {"kv_token": 3}}, "kv_token"),
+        ({"engine": {"kv_tokens": 0}}, "kv_tokens"),
+        ({"engine": {"speculation": {"max_depth": 0}}}, "max_depth"),
+        ({"pools": []}, "pools"),
+        ({"pools": [{"name": "a", "gpus": 1}]}, "gpus"),
+        ({"pools": [{"name": "a"}, {"name": "a"}]}, "same name"),
+        ({"pools": [{"name": "A b"}]}, "pools"),
+    ],
+)
+def test_a_mistake_is_an_error_that_names_it(arguments: dict[str, object], word: str) -> None:
+    with pytest.raises(ValidationError, match=word):
+        call_user_app_builder_with_args_if_necessary(build, arguments)
+
+
+def test_values_from_a_command_line_are_converted() -> None:
+    args = AppArgs.model_validate({"drafter": "null", "vision_replicas": "2"})
+    assert args.drafter is None
+    assert args.vision_replicas == 2
+    assert not args.drafts_remotely
+
+
+def test_each_pool_has_an_engine_of_its_own() -> None:
+    args = AppArgs(
+        policy="eagle2",
+        engine={"kv_tokens": 1024, "speculation": {"top_k": 7}},
+        pools=(
+            PoolArgs(name="h100", num_gpus=1, engine={"kv_tokens": 4096}),
+            PoolArgs(name="cpu", engine={"speculation": {"max_depth": 3}}),
+        ),
+    )
+    h100, cpu = (args.engine_config(pool) for pool in args.pools)
+    assert (h100.device, cpu.device) == ("cuda", "cpu")
+    assert (h100.kv_tokens, cpu.kv_tokens) == (4096, 1024)
+    assert (h100.speculation.policy, h100.speculation.top_k) == ("eagle2", 7)
+    assert (cpu.speculation.max_depth, cpu.speculation.top_k) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "served"),
+    [
+        ("bundled", None, "smart-serve-bundled"),
+        ("/models/llava-7b/", None, "llava-7b"),
+        ("bundled", "mine", "mine"),
+    ],
+)
+def test_the_served_name(model: str, name: str | None, served: str) -> None:
+    assert AppArgs(model=model, served_model_name=name).served_name == served
