@@ -18,11 +18,8 @@ class PrefillChunk:
     sequence: Sequence
     start: int
     length: int
-
-    @property
-    def is_last(self) -> bool:
-        """Its last row gives the next token."""
-        return self.start + self.length == len(self.sequence.tokens)
+    is_last: bool
+    """Its last row gives the next token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,8 @@ class Scheduler:
             if sequence.is_decoding:
                 continue
             length = min(budget, sequence.num_uncomputed)
-            prefills.append(PrefillChunk(sequence, sequence.num_computed, length))
+            is_last = length == sequence.num_uncomputed
+            prefills.append(PrefillChunk(sequence, sequence.num_computed, length, is_last))
             budget -= length
         return StepWork(decodes, tuple(prefills))
 

@@ -114,7 +114,9 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        return self.num_uncomputed == 1 and self.num_computed > 0
+        """Its own newest token is pending. The last token of a prompt is not: it may be a
+        picture's, whose features only a prefill chunk places."""
+        return self.num_uncomputed == 1 and self.num_generated > 0
 
     def restart(self) -> None:
         """After its KV blocks were taken: all tokens are to be computed again."""
