@@ -4,8 +4,8 @@ Importing this must stay light: Serve builds the application on any node, so tor
 replicas that need it and not here.
 """
 
-# No `from __future__ import annotations` here: Serve reads the type of `build`'s parameter, and does
-# not understand it as a string.
+# No `from __future__ import annotations` here: Serve reads the type of `build`'s parameter, and
+# does not understand it as a string.
 import secrets
 from typing import Any
 
@@ -18,6 +18,7 @@ from deploy.ingress import IngressReplica
 from deploy.router import RouterReplica
 from deploy.target import TargetReplica
 from deploy.vision_encoder import VisionEncoderReplica
+from smart_serve.environment import check_environment
 
 APP_NAME = "smart-serve"
 MANY = 1_000
@@ -29,8 +30,10 @@ DRAFTER_DRAIN_S = 3.0
 def build(args: AppArgs) -> Application:
     """Router, vision encoder, drafter, one target deployment per pool, and the ingress before them.
 
-    An unknown or ill-typed argument is an error.
+    An unknown or ill-typed argument is an error. Raises `ConfigError` for an environment in which
+    the application cannot run.
     """
+    check_environment()
     # Shared by this application's targets and drafters only; a new deployment has a new one.
     secret = secrets.token_bytes(32)
     router = _deployment(RouterReplica, "router", args.router_cpus).bind(args)

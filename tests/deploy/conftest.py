@@ -3,68 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import httpx
 import pytest
-
-APP = "smart-serve"
-
-
-@dataclass(frozen=True)
-class ServedApp:
-    """The running application."""
-
-    url: str
-    handle: Any
-    model: str = "smart-serve-bundled"
-
-    def call(self, deployment: str, method: str) -> Any:
-        from ray import serve
-
-        handle = serve.get_deployment_handle(deployment, APP)
-        return getattr(handle, method).remote().result(timeout_s=30)
-
-    def blocks(self) -> dict[str, int]:
-        blocks: dict[str, int] = self.call("target-default", "blocks")
-        return blocks
-
-    def wait_until_idle(self) -> None:
-        """Every KV block is free, or kept for its prefix."""
-
-        def is_idle() -> bool:
-            blocks = self.blocks()
-            busy = blocks["running"] + blocks["waiting"]
-            return busy == 0 and blocks["free"] + blocks["cached"] == blocks["total"]
-
-        wait_for(is_idle)
-
-    def body(self, text: str = "How many shapes are there?", **fields: Any) -> dict[str, Any]:
-        messages = [{"role": "user", "content": text}]
-        return {"model": self.model, "messages": messages, "temperature": 0, **fields}
-
-    def ask(self, **fields: Any) -> httpx.Response:
-        body = self.body(**fields)
-        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60)
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+from served_app import APP, ServedApp, free_port, wait_for
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
-from conftest import ServedApp, wait_for
 from PIL import Image
+from served_app import ServedApp, wait_for
 
 from smart_serve.llm import LLM
 from smart_serve.messages import SamplingParams

@@ -1,0 +1,198 @@
+"""The `smart-serve` command. Talks to a running server over HTTP; loads nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import http.client
+import importlib
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from smart_serve.errors import ClientError, ConfigError, ServerError, SmartServeError
+from smart_serve.limits import Limits
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+TIMEOUT_S = Limits().request_timeout_s
+_COLUMNS: tuple[str, ...] = (
+    *("pool", "replica_id", "device_type", "running", "waiting", "tokens_per_s", "step_ms"),
+    *("nodes_per_step", "accepted_per_step", "free_blocks", "total_blocks"),
+)
+_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif"}
+
+_COMMANDS = {"bench": ("smart_serve.bench.command", "measure policies against each other")}
+"""Commands that live elsewhere: module with `add_arguments(parser)` and `run(options)`, summary."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status is 0, or 1 after an error that was told."""
+    parser = argparse.ArgumentParser(prog="smart-serve", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_ask(commands)
+    _add_status(commands)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for name, (module, summary) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        if words[:1] == [name]:
+            # Only now: such a command may load much, and needs time for it.
+            loaded = importlib.import_module(module)
+            loaded.add_arguments(command)
+            command.set_defaults(run=loaded.run)
+    options = parser.parse_args(words)
+    run: Callable[[argparse.Namespace], int | None] = options.run
+    try:
+        return run(options) or 0
+    except SmartServeError as error:
+        print(f"smart-serve: {error.message}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of our output left. Nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def chat_body(model: str, text: str, images: Sequence[Path] = (), **fields: Any) -> dict[str, Any]:
+    """One user turn for /v1/chat/completions, the pictures first."""
+    content: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": _data_url(path)}} for path in images
+    ]
+    content.append({"type": "text", "text": text})
+    return {"model": model, "messages": [{"role": "user", "content": content}], **fields}
+
+
+def stream_chat(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The events of a streamed answer. Raises what the server says as `ClientError` or
+    `ServerError`, also for an answer that breaks off."""
+    fields = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    with _open(f"{url}/v1/chat/completions", fields) as response:
+        for line in _lines(response):
+            data = line.removeprefix(b"data: ")
+            if data == b"[DONE]":
+                return
+            event: dict[str, Any] = json.loads(data)
+            if "error" in event:
+                raise ServerError(event["error"]["message"], code=event["error"]["code"])
+            yield event
+    raise ServerError("the answer broke off")
+
+
+def get_json(url: str) -> dict[str, Any]:
+    """Raises `ServerError` when there is no good answer."""
+    with _open(url) as response:
+        value: dict[str, Any] = json.load(response)
+        return value
+
+
+def delta_text(event: dict[str, Any]) -> str:
+    """The news of one event; "" when it has none."""
+    return "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+
+
+def _add_ask(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("ask", help="ask about a picture, or just ask")
+    parser.add_argument("text", help="the question")
+    parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE")
+    parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
+    parser.add_argument("--model", help="as the server names it; not needed where it serves one")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--policy", help="speculation policy of this request")
+    parser.set_defaults(run=_ask)
+
+
+def _ask(options: argparse.Namespace) -> None:
+    url = options.url.rstrip("/")
+    model = options.model or get_json(f"{url}/v1/models")["data"][0]["id"]
+    fields: dict[str, Any] = {"max_tokens": options.max_tokens, "temperature": options.temperature}
+    if options.seed is not None:
+        fields["seed"] = options.seed
+    if options.policy is not None:
+        fields["speculation"] = {"policy": options.policy}
+    usage = None
+    for event in stream_chat(url, chat_body(model, options.text, options.image, **fields)):
+        print(delta_text(event), end="", flush=True)
+        usage = event.get("usage") or usage
+    print()
+    if usage is not None and "speculation" in usage:
+        told = usage["speculation"]
+        print(
+            f"[{usage['completion_tokens']} tokens in {told['target_steps']} target steps, "
+            f"{told['tokens_per_step']:.2f} tokens per step]",
+            file=sys.stderr,
+        )
+
+
+def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("status", help="show the load of every target replica")
+    parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
+    parser.set_defaults(run=_status)
+
+
+def _status(options: argparse.Namespace) -> None:
+    rows = [_COLUMNS]
+    for replica in get_json(f"{options.url.rstrip('/')}/status")["replicas"]:
+        report = replica["report"]
+        cells = (report[name] for name in _COLUMNS)
+        rows.append(tuple(f"{x:.1f}" if isinstance(x, float) else str(x) for x in cells))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _data_url(path: Path) -> str:
+    kind = _TYPES.get(path.suffix.lower())
+    if kind is None:
+        raise ClientError(f"{path}: the file name ends in none of {', '.join(_TYPES)}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ClientError(f"{path} cannot be read: {error.strerror}") from error
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _open(url: str, body: dict[str, Any] | None = None) -> http.client.HTTPResponse:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"'{url}' is not an http:// or https:// address")
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    try:
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        raise _told(error) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(f"no server answers at {url}") from error
+    return response
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Lines that are not empty. Raises `ServerError` when the connection is lost."""
+    try:
+        for line in response:
+            if line.strip():
+                yield line.strip()
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError("the connection to the server was lost") from error
+
+
+def _told(error: urllib.error.HTTPError) -> SmartServeError:
+    """What the server says of its refusal, or the bare status."""
+    try:
+        detail = json.load(error)["error"]
+        return ServerError(detail["message"], code=detail["code"], status=error.code)
+    except (ValueError, KeyError, TypeError):
+        return ServerError(f"the server answers with status {error.code}", status=error.code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from served_app import ServedApp, free_port
+
+from smart_serve.cli import main
+
+
+@pytest.mark.serve
+def test_ask_streams_an_answer(
+    app: ServedApp, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (50, 40), "blue").save(picture)
+    text = "Describe the picture."
+    arguments = ["ask", "--url", app.url, "--image", str(picture), "--max-tokens", "8", text]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert "tokens per step" in err
+    assert main([*arguments, "--policy", "magic"]) == 1
+    assert "policy must be one of" in capsys.readouterr().err
+
+
+@pytest.mark.serve
+def test_status_shows_the_replica(app: ServedApp, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", f"{app.url}/"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[0] == "pool"
+    assert row.split()[0] == "default"
+
+
+def test_mistakes_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    for arguments, word in (
+        (["status", "--url", nowhere], "no server answers"),
+        (["status", "--url", "file:///etc/passwd"], "not an http"),
+        (["ask", "--url", nowhere, "--model", "m", "--image", "a.txt", "Hi"], "a.txt"),
+        (["ask", "--url", nowhere, "--model", "m", "--image", "no.png", "Hi"], "cannot be read"),
+    ):
+        assert main(arguments) == 1
+        err = capsys.readouterr().err
+        assert word in err
+        assert err.count("\n") == 1
+    with pytest.raises(SystemExit):
+        main(["nonsense"])
