@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from smart_serve.config import EngineConfig, SpeculationConfig
@@ -66,7 +68,7 @@ class LLM:
             dtype=dtype, device=device, speculation=speculation, **engine_options
         )
         self.prompts = PromptBuilder.from_folder(folder, self.limits)
-        self._folder = folder
+        self.folder = folder
         self._vision: VisionEncoder | None = None
         loaded = load_drafter(str(drafter), folder, self.config) if drafter is not None else None
         self.engine = build_engine(folder, self.config, loaded, progress=progress)
@@ -91,7 +93,7 @@ class LLM:
             while pending or self.engine.scheduler.has_work:
                 while pending and len(self.engine.scheduler.waiting) < self.config.max_waiting:
                     answer, images = pending.pop()
-                    features = self._encoder().encode(images) if images else []
+                    features = self.encode(images)
                     answer.sequence = self.engine.add(answer.request, features)
                 self._step(answers)
         finally:
@@ -99,6 +101,16 @@ class LLM:
                 if answer.sequence is not None:
                     self.engine.abort(answer.sequence)
         return [answer.completion() for answer in answers]
+
+    def encode(self, images: Sequence[CheckedImage]) -> list[NDArray[np.float32]]:
+        """Features of pictures, each [image tokens, hidden]; cached by content."""
+        if not images:
+            return []
+        if self._vision is None:
+            # Loaded with the first picture: text alone needs no vision tower.
+            dtype = getattr(torch, self.config.dtype)
+            self._vision = VisionEncoder(self.folder, dtype, self.config.device)
+        return self._vision.encode(images)
 
     def _step(self, answers: list[_Answer]) -> None:
         by_id = {a.sequence.id: a for a in answers if a.sequence is not None}
@@ -139,13 +151,6 @@ class LLM:
             return image_from_pil(image, self.limits)
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
         return check_image(data, self.limits)
-
-    def _encoder(self) -> VisionEncoder:
-        """Loaded with the first picture: text alone needs no vision tower."""
-        if self._vision is None:
-            dtype = getattr(torch, self.config.dtype)
-            self._vision = VisionEncoder(self._folder, dtype, self.config.device)
-        return self._vision
 
 
 class _Answer:

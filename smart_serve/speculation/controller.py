@@ -5,9 +5,11 @@ Everything is numbers; the engine asks `plan` before a step and tells `observe` 
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 
+import msgspec.structs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +17,7 @@ from smart_serve.config import SpeculationConfig
 from smart_serve.messages import SpeculationPlan
 from smart_serve.speculation.calibration import Calibration
 from smart_serve.speculation.cost import CostTable, Curve
-from smart_serve.speculation.fallback import Fallback
+from smart_serve.speculation.fallback import Decision, Fallback
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.profile import DrafterProfile
@@ -93,7 +95,10 @@ class SpeculationController:
         if policy != "smart":
             return plan
         speedup = self._profile.best_speedup(plan, batch, catch_up_rows)
-        return plan if self._fallback.decide(batch, speedup) else None
+        decision = self._fallback.decide(batch, speedup)
+        if decision is Decision.PROBE:
+            return msgspec.structs.replace(plan, is_probe=True)
+        return plan if decision is Decision.DRAFT else None
 
     def plain_step_ms(self, batch: int, context: float) -> float:
         """Predicted step of plain decoding at this batch, host time included."""
@@ -188,6 +193,7 @@ class SpeculationController:
         return self._envelope[0]
 
 
+@functools.lru_cache(maxsize=128)
 def _knots(max_nodes: int) -> tuple[int, ...]:
     """0, 1, 2, … densely at first, then about eight to the octave, up to `max_nodes`."""
     grid = np.unique(np.round(2.0 ** np.arange(0.0, np.log2(max_nodes) + 0.01, 0.25)).astype(int))

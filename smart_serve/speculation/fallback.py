@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum, auto
+
 ENTER = 1.03
 """Predicted speedup at which drafting starts: below, the prediction's own error decides."""
 LEAVE = 1.0
@@ -10,6 +12,13 @@ FIRST_PROBE = 16
 """Plain steps before the first probe."""
 LAST_PROBE = 512
 """Longest wait between probes: a probe that fails costs about one step, so ≤ 0.5 %."""
+
+
+class Decision(Enum):
+    DRAFT = auto()
+    PROBE = auto()
+    """Draft although it does not seem to pay, to see whether that still holds."""
+    PLAIN = auto()
 
 
 class Fallback:
@@ -21,17 +30,17 @@ class Fallback:
         self._plain_steps = 0
         self._wait = FIRST_PROBE
 
-    def decide(self, batch: int, speedup: float) -> bool:
-        """Draft in this step? `speedup` is the predicted gain of the best tree over plain."""
+    def decide(self, batch: int, speedup: float) -> Decision:
+        """What to do in this step; `speedup` is the predicted gain of the best tree over plain."""
         if batch != self._batch:
             # Another batch is another question: what was learnt of probing no longer counts.
             self._batch, self._wait = batch, FIRST_PROBE
         self._drafting = speedup > (LEAVE if self._drafting else ENTER)
         if self._drafting:
             self._plain_steps, self._wait = 0, FIRST_PROBE
-            return True
+            return Decision.DRAFT
         self._plain_steps += 1
         if self._plain_steps < self._wait:
-            return False
+            return Decision.PLAIN
         self._plain_steps, self._wait = 0, min(2 * self._wait, LAST_PROBE)
-        return True
+        return Decision.PROBE

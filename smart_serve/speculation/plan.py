@@ -34,6 +34,8 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What else the step pays for speculating: the hop to the drafter, the controller."""
     calibration: tuple[tuple[float, ...], ...] = ()
     """Per depth, acceptance at evenly spaced confidences 0..1; empty: α-damped confidence."""
+    is_probe: bool = False
+    """Verify at least one node per tree: what is never verified is never learnt of."""
     terminal_tokens: tuple[int, ...] = ()
     """Tokens that end a sequence: worth verifying, never worth expanding."""
     child_mass: tuple[float, ...] = ()

@@ -12,8 +12,8 @@ from smart_serve.speculation.growth import PROFILE_WIDTH, Growth
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.smart import DEFAULT_CHILD_MASS
 
-WEIGHT = 0.05
-"""Of one step: the memory is about twenty drafted steps."""
+WEIGHT = 0.1
+"""Of one step: the memory is about ten drafted steps."""
 
 
 class DrafterProfile:
@@ -31,11 +31,15 @@ class DrafterProfile:
         return tuple(self._child_mass.tolist())
 
     def observe(self, growth: Growth) -> None:
-        """One step's trees. Depths that were not opened keep what was known."""
+        """One step's trees. Depths that were not opened move with the last one that was: a drafter
+        whose first tokens are worth nothing is not to be hoped for deeper down."""
         opened = len(growth.best_by_depth)
         if opened:
+            before = self._best[opened - 1, 0]
             new = np.asarray(growth.best_by_depth)
             self._best[:opened] += WEIGHT * (new - self._best[:opened])
+            last = self._best[opened - 1, 0]
+            self._best[opened:] = np.minimum(self._best[opened:] * last / max(before, 1e-9), last)
         mass = np.asarray(growth.child_mass)
         self._child_mass[: len(mass)] += WEIGHT * (mass - self._child_mass[: len(mass)])
 

@@ -56,7 +56,10 @@ class SmartGrower(TreeGrower):
     def choose(self) -> IntArray:
         """What to verify: the drafting is paid for, whatever is taken."""
         order, _, rates = self._scan()
-        chosen: IntArray = order[: int(rates.argmax())]
+        nodes = int(rates.argmax())
+        if self.plan.is_probe:
+            nodes = max(nodes, min(self.num_trees, len(order)))
+        chosen: IntArray = order[:nodes]
         return chosen
 
     def _scan(self) -> tuple[IntArray, FloatArray, FloatArray]:
