@@ -105,8 +105,8 @@ class Drafting:
         sequence.inbox.add(next_ids, vectors)
 
     def forget(self, sequence: Sequence) -> None:
-        """The sequence left the engine, or starts again."""
-        if self.drafter is None or sequence.inbox.next_start == 0:
+        """The sequence left the engine."""
+        if self.drafter is None or not sequence.inbox.was_sent:
             return
         try:
             self.drafter.close([sequence.id])

@@ -28,8 +28,9 @@ def draw(
 
     `positions` [R] is where each drawn token would stand: the key of its uniform.
     """
-    # One reduction for the whole row: a sum is finite only if every logit is.
-    finite = torch.isfinite(logits.sum(dim=-1))
+    # One reduction for the whole row: a sum is finite only if every logit is. In float32, for a
+    # large vocabulary's logits add up to more than float16 holds.
+    finite = torch.isfinite(logits.sum(dim=-1, dtype=torch.float32))
     if all(sequence.request.sampling.temperature == 0 for sequence in sequences):
         tokens = logits.argmax(dim=-1)
     else:

@@ -32,6 +32,8 @@ class DraftInbox:
     """First draft position not yet sent."""
     is_lost: bool = False
     """No drafter can catch up any more."""
+    was_sent: bool = False
+    """A drafter holds something of this sequence, perhaps from before it started again."""
     token_ids: list[int] = field(default_factory=list)
     vectors: list[torch.Tensor] = field(default_factory=list)
 
@@ -51,6 +53,7 @@ class DraftInbox:
         start, ids = self.next_start, np.asarray(self.token_ids, np.int64)
         vectors = torch.cat(self.vectors) if self.vectors else None
         self.next_start += len(ids)
+        self.was_sent = True
         self.token_ids, self.vectors = [], []
         return start, ids, vectors
 
@@ -122,7 +125,7 @@ class Sequence:
         """After its KV blocks were taken: all tokens are to be computed again."""
         self.num_computed = 0
         self.state = State.WAITING
-        self.inbox = DraftInbox(self.inbox.max_rows)
+        self.inbox = DraftInbox(self.inbox.max_rows, was_sent=self.inbox.was_sent)
 
     def stats(self) -> RequestStats:
         tally, started = self.tally, self.started_s or self.arrival_s
