@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.protocol import Drafter
+from smart_serve.engine.admission import check_request
 from smart_serve.engine.drafting import Drafted, Drafting, mean_context
 from smart_serve.engine.emission import Emission, cut_at_end, finish_chunk, tally_step
-from smart_serve.engine.packing import pack
+from smart_serve.engine.packing import drawn_positions, image_rows, pack
 from smart_serve.engine.sampler import Drawn, draw
 from smart_serve.engine.scheduler import Scheduler, StepWork
 from smart_serve.engine.sequence import Sequence, State
-from smart_serve.errors import ClientError
 from smart_serve.messages import GenerateRequest, SpeculationPlan
 from smart_serve.models.target import TargetModel
 from smart_serve.paging.blocks import BlockPool
@@ -90,7 +90,7 @@ class Engine:
 
     def add(self, request: GenerateRequest, features: Seq[NDArray[np.float32]] = ()) -> Sequence:
         """Queue a request. Raises `ClientError` if it can never run, `OverloadedError` if full."""
-        self._check(request, features)
+        check_request(request, features, self.model, self.max_context)
         on_device = tuple(
             torch.tensor(array, dtype=self.model.dtype, device=self.model.device)
             for array in features
@@ -149,7 +149,7 @@ class Engine:
         clock = time.perf_counter()
         like = self.model.embed(torch.zeros(0, dtype=torch.int64, device=self.model.device))
         step = pack(work, drafted.forest, self.cache, like)
-        embeds = self.model.embed(step.token_ids, self._image_rows(work, step.first_rows))
+        embeds = self.model.embed(step.token_ids, image_rows(work, step.first_rows))
         hidden = self.model.forward(embeds, step.positions, step.attention)
         num_tree_rows = int(step.first_rows[len(work.decodes)])
         ends = [
@@ -168,15 +168,10 @@ class Engine:
         finished = [chunk.sequence for chunk in work.prefills if chunk.is_last]
         sequences = [*work.decodes, *finished]
         if not sequences:
-            return Drawn(np.empty(0, np.int64), np.empty(0, np.bool_))
+            return Drawn.nothing()
         counts = [*(drafted.forest.sizes + 1).tolist(), *([1] * len(finished))]
-        starts = np.repeat([len(sequence.tokens) for sequence in sequences], counts)
-        depths = np.zeros(len(starts), np.int64)
-        roots = drafted.forest.offsets[:-1] + np.arange(len(work.decodes))
-        is_node = np.ones(int(sum(counts[: len(work.decodes)])), np.bool_)
-        is_node[roots] = False
-        depths[: len(is_node)][is_node] = drafted.forest.depths
-        return draw(self.model.logits(hidden), sequences, counts, starts + depths)
+        positions = drawn_positions(sequences, drafted.forest)
+        return draw(self.model.logits(hidden), sequences, counts, positions)
 
     def _commit(
         self, work: StepWork, drafted: Drafted, verified: Verified
@@ -214,13 +209,15 @@ class Engine:
             sequence = chunk.sequence
             hidden = verified.hidden[int(verified.first_rows[i]) : int(verified.first_rows[i + 1])]
             tokens: list[int] = []
+            # All rows, at once: what is not finite must be found before others get its blocks.
+            is_finite = bool(torch.isfinite(hidden.sum(dtype=torch.float32)))
             if chunk.is_last:
-                if not verified.drawn.is_finite[drawn_row]:
-                    emissions.append(self._fail(sequence, "the model's output is not finite"))
-                    drawn_row += 1
-                    continue
+                is_finite = is_finite and bool(verified.drawn.is_finite[drawn_row])
                 tokens = [int(verified.drawn.token_ids[drawn_row])]
                 drawn_row += 1
+            if not is_finite:
+                emissions.append(self._fail(sequence, "the model's output is not finite"))
+                continue
             emission = self._advance(sequence, tokens, hidden, 0)
             if tokens:
                 emissions.append(emission)
@@ -280,48 +277,11 @@ class Engine:
     def _fail(self, sequence: Sequence, why: str) -> Emission:
         _LOG.error("request %s: %s", sequence.request.request_id, why)
         sequence.finish_reason, sequence.error = "error", why
+        # Its keys and values may be NaN, and whoever gets the blocks reads them under a mask:
+        # 0 · NaN would not vanish.
+        self.cache.clear(sequence.blocks)
         return Emission(sequence, (), 0)
 
     def _release(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)
         self.drafting.forget(sequence)
-
-    # ---- checks
-
-    def _check(self, request: GenerateRequest, features: Seq[NDArray[np.float32]]) -> None:
-        """Everything that could go wrong later is refused here, before it holds a block."""
-        prompt, wanted = len(request.token_ids), request.sampling.max_tokens
-        if prompt == 0:
-            raise ClientError("the prompt is empty", code="empty_prompt", param="messages")
-        if min(request.token_ids) < 0 or max(request.token_ids) >= self.model.vocab_size:
-            raise ClientError("a token id is outside the vocabulary", param="prompt_token_ids")
-        if prompt + wanted > self.max_context:
-            raise ClientError(
-                f"the prompt has {prompt} tokens and max_tokens is {wanted}, together more than "
-                f"the context of {self.max_context}",
-                code="context_length_exceeded",
-                param="max_tokens",
-            )
-        if len(features) != len(request.image_spans):
-            raise ClientError(
-                f"{len(request.image_spans)} pictures in the prompt, features for {len(features)}",
-                param="images",
-            )
-        for span, array in zip(request.image_spans, features, strict=True):
-            inside = span.start >= 0 and span.start + span.length <= prompt
-            if not inside or array.shape != (span.length, self.model.hidden_size):
-                raise ClientError("a picture's features do not fit its place", param="images")
-
-    def _image_rows(self, work: StepWork, first_rows: NDArray[np.int64]) -> dict[int, torch.Tensor]:
-        """Features by the packed row where they begin, for the pictures in this step's chunks."""
-        rows: dict[int, torch.Tensor] = {}
-        for i, chunk in enumerate(work.prefills, start=len(work.decodes)):
-            sequence = chunk.sequence
-            pairs = zip(sequence.request.image_spans, sequence.image_features, strict=True)
-            for span, features in pairs:
-                begin = max(span.start, chunk.start)
-                end = min(span.start + span.length, chunk.start + chunk.length)
-                if begin < end:
-                    row = int(first_rows[i]) + begin - chunk.start
-                    rows[row] = features[begin - span.start : end - span.start]
-        return rows

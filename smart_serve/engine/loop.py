@@ -12,12 +12,12 @@ from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from typing import TypeVar
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.engine import Engine
+from smart_serve.engine.load import EngineLoad, StepRates
 from smart_serve.engine.sequence import Sequence
 from smart_serve.errors import ServerError
 from smart_serve.messages import GenerateRequest, SpeculationPlan, TokenChunk
@@ -26,23 +26,6 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 IDLE_WAIT_S = 0.5
 """How long an idle loop sleeps before it looks again whether it shall stop."""
-
-
-class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine is doing, for reports and health checks."""
-
-    running: int
-    waiting: int
-    free_blocks: int
-    cached_blocks: int
-    total_blocks: int
-    tokens_per_s: float
-    step_ms: float
-    draft_ms: float
-    verify_ms: float
-    accepted_per_step: float
-    nodes_per_step: float
-    plan_epoch: int
 
 
 class _Stream:
@@ -73,7 +56,7 @@ class EngineLoop:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._last_beat_s = time.monotonic()
-        self._rate = _Rates()
+        self._rates = StepRates()
 
     def start(self) -> None:
         self._thread.start()
@@ -130,21 +113,8 @@ class EngineLoop:
 
     def load(self) -> EngineLoad:
         """A snapshot; may be read from any thread."""
-        scheduler, rate = self._engine.scheduler, self._rate
-        return EngineLoad(
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
-            free_blocks=scheduler.pool.free,
-            cached_blocks=scheduler.pool.cached,
-            total_blocks=scheduler.pool.total,
-            tokens_per_s=rate.tokens_per_s(),
-            step_ms=rate.step_ms,
-            draft_ms=rate.draft_ms,
-            verify_ms=rate.verify_ms,
-            accepted_per_step=rate.accepted,
-            nodes_per_step=rate.nodes,
-            plan_epoch=self._engine.controller.plan_epoch,
-        )
+        scheduler, epoch = self._engine.scheduler, self._engine.controller.plan_epoch
+        return self._rates.load(scheduler, epoch)
 
     def _call(self, action: Callable[[], T]) -> Future[T]:
         """Run `action` in the engine's thread."""
@@ -200,7 +170,7 @@ class EngineLoop:
 
     def _step(self) -> None:
         emissions = self._engine.step()
-        self._rate.add(self._engine, sum(len(e.token_ids) for e in emissions))
+        self._rates.add(self._engine.last_step, sum(len(e.token_ids) for e in emissions))
         for emission in emissions:
             stream = self._streams.get(emission.sequence.id)
             if stream is not None and emission.chunk is not None:
@@ -210,39 +180,3 @@ class EngineLoop:
         for stream in self._streams.values():
             stream.put(ServerError("the engine stopped", code="engine_stopped"))
         self._streams.clear()
-
-
-class _Rates:
-    """Moving averages of the engine's steps, for load reports."""
-
-    _WEIGHT = 0.1
-
-    def __init__(self) -> None:
-        self.step_ms = self.draft_ms = self.verify_ms = self.accepted = self.nodes = 0.0
-        self._window_start_s = time.monotonic()
-        self._window_tokens = 0
-        self._tokens_per_s = 0.0
-
-    def add(self, engine: Engine, num_tokens: int) -> None:
-        seen = engine.last_step
-        self._window_tokens += num_tokens
-        if seen is None:
-            return
-        for name, value in (
-            ("step_ms", seen.step_ms),
-            ("draft_ms", sum(seen.layer_ms)),
-            ("verify_ms", seen.verify_ms),
-            ("accepted", float(seen.accepted.sum())),
-            ("nodes", float(seen.forest.num_nodes)),
-        ):
-            old = getattr(self, name)
-            setattr(self, name, old + self._WEIGHT * (value - old))
-
-    def tokens_per_s(self) -> float:
-        """Over the last second or so."""
-        now = time.monotonic()
-        elapsed = now - self._window_start_s
-        if elapsed >= 1.0:
-            self._tokens_per_s = self._window_tokens / elapsed
-            self._window_start_s, self._window_tokens = now, 0
-        return self._tokens_per_s

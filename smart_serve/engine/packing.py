@@ -6,6 +6,8 @@ them the rows of each prefill chunk.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -60,3 +62,30 @@ def ancestors(parents: Ints) -> NDArray[np.bool_]:
         visible[row] = visible[parent]
         visible[row, row] = True
     return visible
+
+
+def drawn_positions(sequences: Seq[Sequence], forest: Forest) -> Ints:
+    """Where the token drawn after each logits row would stand: one row per tree row of the first
+    `forest.num_trees` sequences, one for each of the others (whose prompts are finished)."""
+    counts = np.ones(len(sequences), np.int64)
+    counts[: forest.num_trees] += forest.sizes
+    depths = np.zeros(int(counts.sum()), np.int64)
+    trees = np.repeat(np.arange(forest.num_trees), forest.sizes)
+    depths[np.arange(forest.num_nodes) + trees + 1] = forest.depths
+    ends = np.asarray([len(sequence.tokens) for sequence in sequences], np.int64)
+    positions: Ints = np.repeat(ends, counts) + depths
+    return positions
+
+
+def image_rows(work: StepWork, first_rows: Ints) -> dict[int, torch.Tensor]:
+    """Features by the packed row where they begin, for the pictures in this step's chunks."""
+    rows: dict[int, torch.Tensor] = {}
+    for i, chunk in enumerate(work.prefills, start=len(work.decodes)):
+        sequence, chunk_end = chunk.sequence, chunk.start + chunk.length
+        pairs = zip(sequence.request.image_spans, sequence.image_features, strict=True)
+        for span, features in pairs:
+            begin, end = max(span.start, chunk.start), min(span.start + span.length, chunk_end)
+            if begin < end:
+                row = int(first_rows[i]) + begin - chunk.start
+                rows[row] = features[begin - span.start : end - span.start]
+    return rows

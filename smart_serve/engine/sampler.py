@@ -20,6 +20,10 @@ class Drawn:
     token_ids: NDArray[np.int64]  # [R]
     is_finite: NDArray[np.bool_]  # [R]
 
+    @staticmethod
+    def nothing() -> Drawn:
+        return Drawn(np.empty(0, np.int64), np.empty(0, np.bool_))
+
 
 def draw(
     logits: torch.Tensor, sequences: Seq[Sequence], counts: Seq[int], positions: NDArray[np.int64]

@@ -1,0 +1,45 @@
+"""What a request must be for the engine to take it: refused here, it never holds a block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smart_serve.errors import ClientError
+from smart_serve.messages import GenerateRequest
+from smart_serve.models.target import TargetModel
+
+
+def check_request(
+    request: GenerateRequest,
+    features: Sequence[NDArray[np.float32]],
+    model: TargetModel,
+    max_context: int,
+) -> None:
+    """Raises `ClientError` for a request that could not run to its end.
+
+    `features`: [length, hidden] for each of the request's image spans.
+    """
+    prompt, wanted = len(request.token_ids), request.sampling.max_tokens
+    if prompt == 0:
+        raise ClientError("the prompt is empty", code="empty_prompt", param="messages")
+    if min(request.token_ids) < 0 or max(request.token_ids) >= model.vocab_size:
+        raise ClientError("a token id is outside the vocabulary", param="prompt_token_ids")
+    if prompt + wanted > max_context:
+        raise ClientError(
+            f"the prompt has {prompt} tokens and max_tokens is {wanted}, together more than "
+            f"the context of {max_context}",
+            code="context_length_exceeded",
+            param="max_tokens",
+        )
+    if len(features) != len(request.image_spans):
+        raise ClientError(
+            f"{len(request.image_spans)} pictures in the prompt, features for {len(features)}",
+            param="images",
+        )
+    for span, array in zip(request.image_spans, features, strict=True):
+        inside = span.start >= 0 and span.start + span.length <= prompt
+        if not inside or array.shape != (span.length, model.hidden_size):
+            raise ClientError("a picture's features do not fit its place", param="images")

@@ -1,0 +1,80 @@
+"""What the engine is doing, for load reports and health checks."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from smart_serve.engine.scheduler import Scheduler
+from smart_serve.speculation.controller import StepObservation
+
+
+class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot."""
+
+    running: int
+    waiting: int
+    free_blocks: int
+    cached_blocks: int
+    total_blocks: int
+    tokens_per_s: float
+    step_ms: float
+    draft_ms: float
+    verify_ms: float
+    accepted_per_step: float
+    nodes_per_step: float
+    plan_epoch: int
+
+
+class StepRates:
+    """Moving averages of the engine's steps, for load reports."""
+
+    _WEIGHT = 0.1
+
+    def __init__(self) -> None:
+        self.step_ms = self.draft_ms = self.verify_ms = self.accepted = self.nodes = 0.0
+        self._window_start_s = time.monotonic()
+        self._window_tokens = 0
+        self._tokens_per_s = 0.0
+
+    def add(self, seen: StepObservation | None, num_tokens: int) -> None:
+        """One step: what it did (None: it had no decoding sequence), the tokens it emitted."""
+        self._window_tokens += num_tokens
+        if seen is None:
+            return
+        for name, value in (
+            ("step_ms", seen.step_ms),
+            ("draft_ms", sum(seen.layer_ms)),
+            ("verify_ms", seen.verify_ms),
+            ("accepted", float(seen.accepted.sum())),
+            ("nodes", float(seen.forest.num_nodes)),
+        ):
+            old = getattr(self, name)
+            setattr(self, name, old + self._WEIGHT * (value - old))
+
+    def tokens_per_s(self) -> float:
+        """Over the last second or so."""
+        now = time.monotonic()
+        elapsed = now - self._window_start_s
+        if elapsed >= 1.0:
+            self._tokens_per_s = self._window_tokens / elapsed
+            self._window_start_s, self._window_tokens = now, 0
+        return self._tokens_per_s
+
+    def load(self, scheduler: Scheduler, plan_epoch: int) -> EngineLoad:
+        """The averages beside the scheduler's counts."""
+        return EngineLoad(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            free_blocks=scheduler.pool.free,
+            cached_blocks=scheduler.pool.cached,
+            total_blocks=scheduler.pool.total,
+            tokens_per_s=self.tokens_per_s(),
+            step_ms=self.step_ms,
+            draft_ms=self.draft_ms,
+            verify_ms=self.verify_ms,
+            accepted_per_step=self.accepted,
+            nodes_per_step=self.nodes,
+            plan_epoch=plan_epoch,
+        )

@@ -1,0 +1,104 @@
+"""The main job: every policy gives the tokens that transformers' own `generate` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from smart_serve import LLM, SamplingParams
+from smart_serve.bench.workload import picture_questions
+from smart_serve.models.folders import resolve_model
+from vision.image import decode_image, image_from_pil
+from vision.pixels import PixelProcessor
+
+NUM_REQUESTS = 64
+MAX_TOKENS = 96
+POLICIES = ("off", "eagle2", "smart")
+PLAIN_QUESTIONS = ("Hello", "Describe the picture.", "How many circles are there?", "qwrt zzz 12 ?")
+Request = dict[str, object]
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[Request]:
+    """Three of four have a picture; every fourth is text alone."""
+    questions = picture_questions(NUM_REQUESTS, seed=3)
+    return [
+        {"prompt": PLAIN_QUESTIONS[i // 4 % len(PLAIN_QUESTIONS)]}
+        if i % 4 == 3
+        else {"prompt": question.text, "images": [question.picture]}
+        for i, question in enumerate(questions)
+    ]
+
+
+@pytest.fixture(scope="module")
+def single() -> LLM:
+    return LLM(max_running=1)
+
+
+@pytest.fixture(scope="module")
+def batched() -> LLM:
+    return LLM(max_running=16)
+
+
+@pytest.fixture(scope="module")
+def reference(single: LLM, requests: list[Request]) -> list[tuple[int, ...]]:
+    """Greedy tokens by `generate`, one request at a time."""
+    folder = resolve_model("bundled")
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    pixels_of = PixelProcessor.from_folder(folder)
+    answers = []
+    for request in requests:
+        images = [image_from_pil(picture) for picture in request.get("images", ())]  # type: ignore[attr-defined]
+        ids = torch.tensor([single.prompts.build_raw(str(request["prompt"]), images).token_ids])
+        pixels = {"pixel_values": pixels_of(decode_image(images[0]))[None]} if images else {}
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=MAX_TOKENS,
+            do_sample=False,
+            **pixels,
+        )
+        answers.append(tuple(output[0, ids.shape[1] :].tolist()))
+    return answers
+
+
+def tokens(llm: LLM, requests: Sequence[Request], **sampling: object) -> list[tuple[int, ...]]:
+    params = SamplingParams(max_tokens=MAX_TOKENS, **sampling)  # type: ignore[arg-type]
+    answers = [answer.token_ids for answer in llm.generate(requests, params)]
+    llm.engine.scheduler.pool.check_idle()
+    return answers
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("batch", ["single", "batched"])
+def test_greedy_tokens_equal_transformers(
+    policy: str,
+    batch: str,
+    requests: list[Request],
+    reference: list[tuple[int, ...]],
+    request: pytest.FixtureRequest,
+) -> None:
+    assert tokens(request.getfixturevalue(batch), requests, policy=policy) == reference
+
+
+def test_seeded_samples_depend_on_seed_and_prompt_alone(
+    single: LLM, batched: LLM, requests: list[Request], reference: list[tuple[int, ...]]
+) -> None:
+    plain = tokens(single, requests, policy="off", temperature=0.8, seed=11)
+    assert plain != reference, "at this temperature some sample must differ from greedy"
+    for llm in (single, batched):
+        for policy in POLICIES:
+            assert tokens(llm, requests, policy=policy, temperature=0.8, seed=11) == plain
+    assert tokens(single, requests[:8], policy="off", temperature=0.8, seed=12) != plain[:8]
+
+
+def test_speculation_did_something(batched: LLM, requests: list[Request]) -> None:
+    params = SamplingParams(max_tokens=MAX_TOKENS, policy="eagle2")
+    stats = [answer.stats for answer in batched.generate(requests[:8], params)]
+    assert sum(s.accepted_tokens for s in stats) > 0
+    assert all(s.completion_tokens <= s.accepted_tokens + s.target_steps for s in stats), (
+        "every token is accepted or a step's bonus"
+    )
