@@ -38,6 +38,10 @@ class KvCache:
         slots: NDArray[np.int64] = block_of * self.block_tokens + positions % self.block_tokens
         return slots
 
+    def clear(self, blocks: list[int]) -> None:
+        """Zeros in `blocks`, in every layer."""
+        self._data.index_fill_(1, torch.tensor(blocks, device=self._data.device), 0.0)
+
     def move(self, source: NDArray[np.int64], target: NDArray[np.int64]) -> None:
         """Copy the tokens in slots `source` [J] to slots `target` [J], in every layer."""
         if len(source) > 0:
