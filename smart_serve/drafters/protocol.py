@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -55,6 +56,19 @@ class Proposal:
     layer_ms: tuple[float, ...] = ()
     """Measured time of each drafting layer; the first includes catching up."""
     layer_rows: tuple[int, ...] = ()
+
+    def problem(self, num_inputs: int, vocab_size: int, plan: GrowthPlan) -> str | None:
+        """Why this answer must not be used, or None; see `Forest.problem`."""
+        forest = self.growth.forest
+        if forest.num_trees != num_inputs:
+            return f"{forest.num_trees} trees for {num_inputs} sequences"
+        if any(not 0 <= index < num_inputs for index in self.unknown):
+            return "an unknown sequence that was not asked for"
+        if len(self.layer_ms) != len(self.layer_rows) or min(self.layer_rows, default=1) < 1:
+            return "times that do not belong to rows"
+        if not all(0.0 <= ms < math.inf for ms in self.layer_ms):
+            return "times that are none"
+        return forest.problem(vocab_size, plan.max_nodes) or self.growth.problem(plan.max_depth)
 
 
 @dataclass(frozen=True, slots=True)

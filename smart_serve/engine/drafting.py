@@ -125,15 +125,12 @@ class Drafting:
             for sequence in asking:
                 sequence.inbox.lose()
             return None
-        for index in proposal.unknown:
-            asking[index].inbox.lose()
-        forest = proposal.growth.forest
-        problem = forest.problem(self._vocab_size, plan.max_nodes)
-        if problem is None and forest.num_trees != len(asking):
-            problem = f"{forest.num_trees} trees for {len(asking)} sequences"
+        problem = proposal.problem(len(asking), self._vocab_size, plan)
         if problem is not None:
             _LOG.warning("the drafter's answer is refused: %s", problem)
             return None
+        for index in proposal.unknown:
+            asking[index].inbox.lose()
         return proposal
 
     def _policy(self, sequence: Sequence) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from smart_serve.speculation.calibration import acceptance
 from smart_serve.speculation.plan import GrowthPlan
-from smart_serve.speculation.tree import FloatArray, Forest, IntArray
+from smart_serve.speculation.tree import PROBABILITY_SLACK, FloatArray, Forest, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,17 @@ class Growth:
     """Per opened depth, the mean over trees of the largest path probabilities, in order."""
     child_mass: tuple[float, ...]
     """Per opened depth, the share of an expanded parent's probability that its best child keeps."""
+
+    def problem(self, max_depth: int) -> str | None:
+        """Why nothing must be learnt from the profile, or None (the forest has its own check)."""
+        if max(len(self.best_by_depth), len(self.child_mass)) > max_depth:
+            return "a profile deeper than the trees may be"
+        if any(len(row) != PROFILE_WIDTH for row in self.best_by_depth):
+            return "a profile of another width"
+        values = [*self.child_mass, *(value for row in self.best_by_depth for value in row)]
+        if not all(0.0 <= value <= 1.0 + PROBABILITY_SLACK for value in values):
+            return "a profile outside 0 to 1"
+        return None
 
 
 PROFILE_WIDTH = 4

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+PROBABILITY_SLACK = 1e-6
+"""What rounding may add to a certain token's probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,10 @@ class Forest:
             return None
         if self.token_ids.min() < 0 or self.token_ids.max() >= vocab_size:
             return "token outside the vocabulary"
+        for column in (self.confidences, self.path_probs):
+            # Written so that NaN fails too: it would stay in the calibration for good.
+            if not (column.min() >= 0.0 and column.max() <= 1.0 + PROBABILITY_SLACK):
+                return "a probability outside 0 to 1"
         return self._structure_problem()
 
     def _structure_problem(self) -> str | None:
