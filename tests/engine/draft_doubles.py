@@ -8,7 +8,7 @@ import numpy as np
 
 from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, Proposal
 from smart_serve.speculation.cost import Curve
-from smart_serve.speculation.growth import PROFILE_WIDTH, Growth
+from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.tree import Forest
 
 Node = tuple[int, int]
@@ -90,5 +90,18 @@ def thicket(rng: np.random.Generator, vocab: int, max_nodes: int = 12) -> Shape:
     return shape
 
 
-def profile(width: int = PROFILE_WIDTH) -> tuple[tuple[float, ...], ...]:
-    return ((0.5,) * width,)
+class LyingDrafter:
+    """Takes an honest drafter's answer and spoils it."""
+
+    def __init__(self, honest: KnowingDrafter, spoil: Callable[[Proposal], Proposal]) -> None:
+        self.honest = honest
+        self.info = honest.info
+        self.spoil = spoil
+        self.asked = 0
+
+    def propose(self, batch: DraftBatch) -> Proposal:
+        self.asked += 1
+        return self.spoil(self.honest.propose(batch))
+
+    def close(self, sequence_ids: Sequence[int]) -> None:
+        self.honest.close(sequence_ids)
