@@ -22,6 +22,7 @@ def app() -> Iterator[ServedApp]:
 
     # Short, because the paths of Ray's Unix sockets have little room.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = folder  # of the replicas: what a killed one leaves goes too
         ray.init(
             address="local",
             num_cpus=2,
