@@ -53,6 +53,8 @@ class EngineLoop:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[int, _Stream] = {}
         self._stopping = threading.Event()
+        self._ended = threading.Event()
+        """The thread takes no command any more; whoever sends one must see to it."""
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._last_beat_s = time.monotonic()
@@ -120,11 +122,14 @@ class EngineLoop:
         """Run `action` in the engine's thread."""
         future: Future[T] = Future()
         if self._failure is not None or self._stopping.is_set():
-            future.set_exception(ServerError("the engine is not running", code="engine_stopped"))
+            future.set_exception(_not_running())
             return future
 
         def run() -> None:
             if not future.set_running_or_notify_cancel():
+                return
+            if self._ended.is_set():
+                future.set_exception(_not_running())
                 return
             try:
                 future.set_result(action())
@@ -132,6 +137,8 @@ class EngineLoop:
                 future.set_exception(error)
 
         self._commands.put(run)
+        if self._ended.is_set():
+            self._run_waiting()
         return future
 
     def _add(
@@ -156,6 +163,10 @@ class EngineLoop:
             _LOG.exception("the engine stopped")
             self._failure = error
         finally:
+            # In this order: a command sent before the flag is answered here, a later one by its
+            # sender.
+            self._ended.set()
+            self._run_waiting()
             self._end_streams()
 
     def _run_commands(self) -> None:
@@ -163,10 +174,17 @@ class EngineLoop:
         try:
             idle = not self._engine.scheduler.has_work
             self._commands.get(block=idle, timeout=IDLE_WAIT_S if idle else None)()
-            while True:
-                self._commands.get_nowait()()
         except queue.Empty:
             return
+        self._run_waiting()
+
+    def _run_waiting(self) -> None:
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                return
+            command()
 
     def _step(self) -> None:
         emissions = self._engine.step()
@@ -177,6 +195,10 @@ class EngineLoop:
                 stream.put(emission.chunk)
 
     def _end_streams(self) -> None:
-        for stream in self._streams.values():
+        for stream in list(self._streams.values()):
             stream.put(ServerError("the engine stopped", code="engine_stopped"))
         self._streams.clear()
+
+
+def _not_running() -> ServerError:
+    return ServerError("the engine is not running", code="engine_stopped")
