@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
 
 from smart_serve.errors import ConfigError
 
-PolicyName = Literal["off", "eagle2", "smart"]
-POLICY_NAMES: tuple[str, ...] = ("off", "eagle2", "smart")
+POLICY_NAMES: tuple[str, ...] = ("off", "chain:K", "eagle2", "smart-paper", "smart")
+"""What may be asked for; K is a number of tokens from 1 to 16."""
+_POLICY = re.compile(r"off|chain:([1-9]|1[0-6])|eagle2|smart-paper|smart")
+
+
+def is_policy(name: str) -> bool:
+    """Whether `name` is a speculation policy."""
+    return _POLICY.fullmatch(name) is not None
+
+
+def chain_length(policy: str) -> int | None:
+    """K of `chain:K`; None for the other policies."""
+    return int(policy.removeprefix("chain:")) if policy.startswith("chain:") else None
 
 
 class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,9 +39,11 @@ class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     eagle2_depth: int = 6
     eagle2_top_k: int = 10
     """EAGLE-2's published defaults (total tokens, depth, top k)."""
+    paper_nodes: int = 200
+    """B_verify of `smart-paper`, over the batch: the best of its paper's table 4."""
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICY_NAMES:
+        if not is_policy(self.policy):
             raise ConfigError(f"policy '{self.policy}' is not one of {', '.join(POLICY_NAMES)}")
         if self.max_depth < 1 or self.top_k < 1 or self.max_nodes < 1:
             raise ConfigError("speculation: max_depth, top_k and max_nodes must be at least 1")

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from smart_serve.config import POLICY_NAMES, is_policy
 from smart_serve.errors import ClientError
 
 FinishReason = Literal["stop", "length", "error", "cancelled"]
@@ -45,6 +46,8 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         ok = self.seed is None or -(2**63) <= self.seed < 2**63
         check(ok, "seed", "a 64-bit integer")
         check(all(self.stop), "stop", "non-empty strings")
+        ok = self.policy is None or is_policy(self.policy)
+        check(ok, "policy", f"one of {', '.join(POLICY_NAMES)}")
 
 
 class ImageSpan(msgspec.Struct, frozen=True, array_like=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from smart_serve.config import POLICY_NAMES
+from smart_serve.config import POLICY_NAMES, is_policy
 from smart_serve.errors import ClientError
 from smart_serve.frontend.chat import ChatMessage, ImagePart, TextPart
 from smart_serve.limits import Limits
@@ -72,7 +72,7 @@ def _check_options(request: ChatRequest) -> None:
         message = "stream_options needs stream = true"
         raise ClientError(message, code="invalid_value", param="stream_options")
     policy = request.speculation.policy if request.speculation else None
-    if policy is not None and policy not in POLICY_NAMES:
+    if policy is not None and not is_policy(policy):
         message = f"the speculation policy must be one of {', '.join(POLICY_NAMES)}"
         raise ClientError(message, code="invalid_value", param="speculation.policy")
 

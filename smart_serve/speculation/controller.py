@@ -13,7 +13,7 @@ import msgspec.structs
 import numpy as np
 from numpy.typing import NDArray
 
-from smart_serve.config import SpeculationConfig
+from smart_serve.config import SpeculationConfig, chain_length
 from smart_serve.messages import SpeculationPlan
 from smart_serve.speculation.calibration import Calibration
 from smart_serve.speculation.cost import CostTable, Curve
@@ -143,20 +143,8 @@ class SpeculationController:
     def _growth_plan(
         self, policy: str, batch: int, context: float, envelope: SpeculationPlan | None
     ) -> GrowthPlan:
-        config = self._config
-        if policy == "eagle2":
-            nodes_per_tree, depth, top_k = (
-                config.eagle2_nodes,
-                config.eagle2_depth,
-                config.eagle2_top_k,
-            )
-            max_nodes = batch * nodes_per_tree
-        else:
-            nodes_per_tree = None
-            max_nodes, depth, top_k = config.max_nodes, config.max_depth, config.top_k
-            if envelope is not None:
-                max_nodes = min(max_nodes, envelope.max_nodes)
-                depth, top_k = min(depth, envelope.max_depth), min(top_k, envelope.top_k)
+        bounds = _bounds(policy, self._config, batch, envelope)
+        max_nodes = bounds.max_nodes
         knots = _knots(max_nodes)
         tokens = batch + np.asarray(knots, np.float64)
         verify = self._costs.verify_ms(tokens, batch, context)
@@ -164,9 +152,9 @@ class SpeculationController:
         return GrowthPlan(
             policy=policy,
             max_nodes=max_nodes,
-            max_depth=depth,
-            top_k=top_k,
-            nodes_per_tree=nodes_per_tree,
+            max_depth=bounds.max_depth,
+            top_k=bounds.top_k,
+            nodes_per_tree=bounds.nodes_per_tree,
             verify_knots=knots,
             verify_knot_ms=tuple((verify + self._overhead_ms[False]).tolist()),
             draft_layer=self._draft_curve(envelope.draft_cost_factor if envelope else 1.0),
@@ -191,6 +179,40 @@ class SpeculationController:
         if self._envelope is None or time.monotonic() > self._envelope[1]:
             return None
         return self._envelope[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """How large the trees of one step may be."""
+
+    max_nodes: int
+    max_depth: int
+    top_k: int
+    nodes_per_tree: int | None = None
+
+
+def _bounds(
+    policy: str, config: SpeculationConfig, batch: int, envelope: SpeculationPlan | None
+) -> _Bounds:
+    """By the policy's own rules; the envelope binds `smart`, the others are what they are."""
+    length = chain_length(policy)
+    if length is not None:
+        return _Bounds(batch * length, length, 1, length)
+    if policy == "eagle2":
+        nodes = config.eagle2_nodes
+        return _Bounds(batch * nodes, config.eagle2_depth, config.eagle2_top_k, nodes)
+    if policy == "smart-paper":
+        # A tree may pass its budget by one layer: the children of all that it then holds.
+        nodes = max(1, config.paper_nodes // batch)
+        most = batch * (nodes + 1) * (config.top_k + 1)
+        return _Bounds(most, config.max_depth, config.top_k, nodes)
+    if envelope is None:
+        return _Bounds(config.max_nodes, config.max_depth, config.top_k)
+    return _Bounds(
+        min(config.max_nodes, envelope.max_nodes),
+        min(config.max_depth, envelope.max_depth),
+        min(config.top_k, envelope.top_k),
+    )
 
 
 @functools.lru_cache(maxsize=128)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from smart_serve.speculation.chain import ChainGrower
 from smart_serve.speculation.eagle2 import Eagle2Grower
 from smart_serve.speculation.growth import TreeGrower
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.smart import SmartGrower
+from smart_serve.speculation.smart_paper import PaperGrower
 
 
 def make_grower(plan: GrowthPlan, num_trees: int, catch_up_rows: int) -> TreeGrower:
@@ -13,6 +15,10 @@ def make_grower(plan: GrowthPlan, num_trees: int, catch_up_rows: int) -> TreeGro
     runs `catch_up_rows` rows."""
     if plan.policy == "smart":
         return SmartGrower(plan, num_trees, catch_up_rows)
+    if plan.policy == "smart-paper":
+        return PaperGrower(plan, num_trees)
     if plan.policy == "eagle2":
         return Eagle2Grower(plan, num_trees)
+    if plan.policy.startswith("chain:"):
+        return ChainGrower(plan, num_trees)
     raise ValueError(f"policy '{plan.policy}' grows no trees")
