@@ -75,4 +75,7 @@ def target_probs(
     # The token that crosses top_p is kept: mass before it is still below top_p of what is left.
     mass_before = ordered.cumsum(dim=-1) - ordered
     keep_p = mass_before < top_ps.unsqueeze(1) * ordered.sum(dim=-1, keepdim=True)
+    # A row without top_p is not cut at all: rounding would drop its far tail, and only when another
+    # row of the batch brings it here.
+    keep_p |= top_ps.unsqueeze(1) >= 1
     return torch.zeros_like(probs).scatter_(1, order, ordered * keep_p)
