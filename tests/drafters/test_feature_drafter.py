@@ -1,0 +1,157 @@
+"""Tree drafting over the paged cache equals a dense forward of the network over each path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from dense_draft import HIDDEN, Dense, History, make_drafter
+from small_models import VOCAB
+
+from smart_serve.drafters import feature_drafter
+from smart_serve.drafters.feature_drafter import FeatureDrafter
+from smart_serve.drafters.protocol import DraftBatch, DraftInput
+from smart_serve.speculation.growth import TreeGrower
+from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.policies import make_grower
+from smart_serve.speculation.tree import Forest
+
+PLAN = GrowthPlan(policy="eagle2", max_nodes=400, max_depth=4, top_k=3, nodes_per_tree=30)
+
+
+@pytest.fixture
+def drafter() -> Iterator[FeatureDrafter]:
+    with torch.inference_mode():
+        yield make_drafter()
+
+
+def numbered(item: DraftInput, sequence_id: int) -> DraftInput:
+    return DraftInput(sequence_id, item.start, item.token_ids, item.vectors)
+
+
+def record_layers(monkeypatch: pytest.MonkeyPatch) -> list[TreeGrower]:
+    """The growers that the drafter makes, kept so that all candidates can be looked at."""
+    growers: list[TreeGrower] = []
+
+    def kept(*arguments: object) -> TreeGrower:
+        growers.append(make_grower(*arguments))
+        return growers[-1]
+
+    monkeypatch.setattr(feature_drafter, "make_grower", kept)
+    return growers
+
+
+def check_against_dense(grower: TreeGrower, histories: list[History], dense: Dense) -> int:
+    """Compare the children of every expanded node; returns how many nodes there were."""
+    tokens, parents = grower.column("token_ids"), grower.column("parents")
+    trees, confidences = grower.column("trees"), grower.column("confidences")
+    num_expanded = 0
+    for depth, layer in enumerate(grower.layers):
+        width = grower.plan.top_k
+        for group in range(0, len(layer.token_ids), width):
+            path: list[int] = []
+            node = int(layer.parents[group])
+            for _ in range(depth):
+                path.insert(0, int(tokens[node]))
+                node = int(parents[node])
+            tree = int(trees[layer.first_id + group])
+            assert node == tree
+            expected = dense.log_probs(histories[tree], path).topk(width)
+            ids = slice(layer.first_id + group, layer.first_id + group + width)
+            assert tokens[ids].tolist() == expected.indices.tolist()
+            got = np.log(confidences[ids])
+            assert np.abs(got - expected.values.double().numpy()).max() < 1e-4
+            num_expanded += 1
+    return num_expanded
+
+
+def test_every_expanded_node_equals_a_forward_from_scratch(
+    drafter: FeatureDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of mixed lengths with pictures, then catching up by different numbers of rows."""
+    growers, dense = record_layers(monkeypatch), Dense(drafter)
+    rng = np.random.default_rng(0)
+    histories = [History() for _ in range(3)]
+    for counts in ((9, 30, 2), (1, 3, 2), (4, 1, 6)):
+        inputs = tuple(
+            numbered(history.extend(rng, count, pictures=count > 5), i)
+            for i, (history, count) in enumerate(zip(histories, counts, strict=True))
+        )
+        proposal = drafter.propose(DraftBatch(inputs, PLAN))
+        assert proposal.problem(3, VOCAB, PLAN) is None
+        assert proposal.unknown == ()
+        assert check_against_dense(growers[-1], histories, dense) > 25
+    drafter.close([0, 1, 2])
+    assert drafter.free_blocks == drafter.total_blocks
+
+
+def test_a_wrong_position_would_show(
+    drafter: FeatureDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: with nodes of a layer one position off the comparison must fail."""
+    growers, dense = record_layers(monkeypatch), Dense(drafter)
+    real = feature_drafter.Rows
+
+    def shifted(**fields: object) -> feature_drafter.Rows:
+        is_tree = fields["num_committed"] != 0
+        return real(**{**fields, "positions": fields["positions"] + is_tree})
+
+    monkeypatch.setattr(feature_drafter, "Rows", shifted)
+    history = History()
+    drafter.propose(DraftBatch((history.extend(np.random.default_rng(1), 9),), PLAN))
+    with pytest.raises(AssertionError):
+        check_against_dense(growers[-1], [history], dense)
+
+
+def test_trees_do_not_depend_on_their_batch(drafter: FeatureDrafter) -> None:
+    rng = np.random.default_rng(2)
+    inputs = [numbered(History().extend(rng, n), i) for i, n in enumerate((5, 21, 1, 12))]
+    together = drafter.propose(DraftBatch(tuple(inputs), PLAN)).growth.forest
+    for i, item in enumerate(inputs):
+        alone = make_drafter().propose(DraftBatch((item,), PLAN)).growth.forest
+        begin, end = together.offsets[i], together.offsets[i + 1]
+        assert together.token_ids[begin:end].tolist() == alone.token_ids.tolist()
+        assert together.parents[begin:end].tolist() == alone.parents.tolist()
+        assert np.allclose(together.confidences[begin:end], alone.confidences, atol=1e-5)
+
+
+def test_a_lost_sequence_is_reported_and_the_others_get_trees(drafter: FeatureDrafter) -> None:
+    rng = np.random.default_rng(3)
+    known, lost = History(), History()
+    drafter.propose(DraftBatch((numbered(known.extend(rng, 5), 7),), PLAN))
+    lost.extend(rng, 4)
+    inputs = (numbered(lost.extend(rng, 2), 8), numbered(known.extend(rng, 2), 7))
+    proposal = drafter.propose(DraftBatch(inputs, PLAN))
+    assert proposal.unknown == (0,)
+    assert proposal.growth.forest.sizes.tolist() == [0, 30]
+    gap = DraftInput(7, 99, np.asarray([1]), torch.zeros(1, HIDDEN))
+    only_lost = drafter.propose(DraftBatch((gap,), PLAN))
+    assert only_lost.unknown == (0,)
+    assert only_lost.growth.forest.problem(VOCAB, 0) is None
+    # It can be opened again from the start.
+    again = DraftInput(7, 0, np.arange(3), torch.zeros(3, HIDDEN))
+    assert drafter.propose(DraftBatch((again,), PLAN)).unknown == ()
+
+
+@pytest.mark.parametrize("num_blocks", range(2, 16))
+def test_a_small_cache_limits_trees_and_never_leaks(num_blocks: int) -> None:
+    drafter = make_drafter(num_blocks)
+    rng = np.random.default_rng(4)
+    histories = [History() for _ in range(2)]
+    alive = {0, 1}
+    for counts in ((7, 6), (2, 3), (9, 1)):
+        order = sorted(alive)
+        inputs = tuple(numbered(histories[i].extend(rng, counts[i]), i) for i in order)
+        if not inputs:
+            break
+        proposal = drafter.propose(DraftBatch(inputs, PLAN))
+        assert isinstance(proposal.growth.forest, Forest)
+        assert proposal.problem(len(inputs), VOCAB, PLAN) is None
+        alive -= {order[i] for i in proposal.unknown}
+        committed = sum(-(-len(histories[i].tokens) // 4) for i in alive)
+        assert drafter.total_blocks - drafter.free_blocks == committed
+    drafter.close([0, 1])
+    drafter.close([0])
+    assert drafter.free_blocks == drafter.total_blocks
