@@ -6,7 +6,6 @@ import logging
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from smart_serve.drafters.protocol import (
@@ -155,4 +154,4 @@ def _place_images(vectors: torch.Tensor, sequence: Sequence, first: int) -> None
 
 def mean_context(decodes: tuple[Sequence, ...]) -> float:
     """Committed tokens per sequence, on average."""
-    return float(np.mean([sequence.num_computed for sequence in decodes])) if decodes else 0.0
+    return sum(sequence.num_computed for sequence in decodes) / max(1, len(decodes))

@@ -128,15 +128,16 @@ class Engine:
         work = self.scheduler.schedule()
         if work.is_empty:
             return []
-        drafted = self._propose(work)
+        context = mean_context(work.decodes)
+        drafted = self._propose(work, context)
         verified = self._verify(work, drafted)
         emissions, accepted = self._commit(work, drafted, verified)
         step_ms = 1e3 * (time.perf_counter() - clock)
-        self._learn(work, drafted, verified, accepted, step_ms)
+        self._learn(work, drafted, verified, accepted, context, step_ms)
         return [finish_chunk(emission) for emission in emissions]
 
-    def _propose(self, work: StepWork) -> Drafted:
-        drafted = self.drafting.propose(work.decodes, mean_context(work.decodes))
+    def _propose(self, work: StepWork, context: float) -> Drafted:
+        drafted = self.drafting.propose(work.decodes, context)
         if drafted.forest.num_nodes == 0:
             return drafted
         room = [
@@ -190,7 +191,9 @@ class Engine:
             accepted[[offset + row - 1 for row in rows]] = True
             tokens = [int(drafted.forest.token_ids[offset + row - 1]) for row in rows]
             moves.append(self._moves(sequence, rows))
-            hidden = verified.hidden[[first, *(first + row for row in rows)]]
+            hidden = verified.hidden[first : first + 1]
+            if rows:
+                hidden = verified.hidden[[first, *(first + row for row in rows)]]
             emissions.append(self._advance(sequence, [*tokens, bonus], hidden, len(rows)))
         if moves:
             self.cache.move(*(np.concatenate(slots) for slots in zip(*moves, strict=True)))
@@ -253,13 +256,14 @@ class Engine:
         drafted: Drafted,
         verified: Verified,
         accepted: NDArray[np.bool_],
+        context: float,
         step_ms: float,
     ) -> None:
         """Tell the controller and the requests' tallies what the step was like."""
         seen = StepObservation(
             policy=drafted.policy,
             batch=len(work.decodes),
-            context=mean_context(work.decodes),
+            context=context,
             forest=drafted.forest,
             accepted=accepted,
             growth=drafted.growth,

@@ -45,6 +45,11 @@ class StepObservation:
     verify_ms: float
     step_ms: float
 
+    @property
+    def num_tokens(self) -> int:
+        """Packed query tokens of the target's forward: roots and draft nodes."""
+        return self.batch + self.forest.num_nodes
+
 
 class SpeculationController:
     """Owned by one engine. Knows the cost tables, corrects them, and applies the envelope."""
@@ -102,18 +107,17 @@ class SpeculationController:
 
     def plain_step_ms(self, batch: int, context: float) -> float:
         """Predicted step of plain decoding at this batch, host time included."""
-        return (
-            self._verify_ms(np.asarray([float(batch)]), batch, context) + self._overhead_ms[False]
-        )
+        return self._verify_ms(batch, batch, context) + self._overhead_ms[False]
 
     def predicted_step_ms(self, seen: StepObservation) -> float:
         """What the tables say of a step that has been taken."""
-        tokens = np.asarray([float(seen.batch + seen.forest.num_nodes)])
-        drafting = seen.growth is not None
-        layers = sum(self._draft_curve()(rows) for rows in seen.layer_rows) if drafting else 0.0
-        return (
-            self._verify_ms(tokens, seen.batch, seen.context) + layers + self._overhead_ms[drafting]
+        if seen.growth is None or self._layer_cost is None:
+            return self.plain_step_ms(seen.batch, seen.context)
+        layers = sum(
+            self._layer_cost(rows) * self._draft_residuals.factor(rows) for rows in seen.layer_rows
         )
+        verify = self._verify_ms(seen.num_tokens, seen.batch, seen.context)
+        return verify + layers + self._overhead_ms[True]
 
     def observe(self, seen: StepObservation) -> None:
         """Learn from a step: acceptance, costs, overhead."""
@@ -127,9 +131,8 @@ class SpeculationController:
         self._profile.observe(seen.growth)
 
     def _observe_costs(self, seen: StepObservation) -> None:
-        tokens = float(seen.batch + seen.forest.num_nodes)
-        table = self._costs.verify_ms(np.asarray([tokens]), seen.batch, seen.context)
-        self._verify_residuals.observe(tokens, seen.verify_ms, float(table[0]))
+        table = self._costs.step_ms(seen.num_tokens, seen.batch, seen.context)
+        self._verify_residuals.observe(seen.num_tokens, seen.verify_ms, table)
         if self._layer_cost is not None:
             for rows, measured in zip(seen.layer_rows, seen.layer_ms, strict=True):
                 self._draft_residuals.observe(rows, measured, self._layer_cost(rows))
@@ -164,9 +167,9 @@ class SpeculationController:
             child_mass=self._profile.child_mass,
         )
 
-    def _verify_ms(self, tokens: NDArray[np.float64], batch: int, context: float) -> float:
-        table = self._costs.verify_ms(tokens, batch, context)
-        return float((table * self._verify_residuals.factors(tokens))[0])
+    def _verify_ms(self, num_tokens: int, batch: int, context: float) -> float:
+        table = self._costs.step_ms(num_tokens, batch, context)
+        return table * self._verify_residuals.factor(num_tokens)
 
     def _draft_curve(self, factor: float = 1.0) -> Curve:
         assert self._layer_cost is not None

@@ -38,7 +38,14 @@ class Curve(msgspec.Struct, frozen=True):
         return inside + np.maximum(points - self.x[-1], 0.0) * slope
 
     def __call__(self, point: float) -> float:
-        return float(self.at(np.asarray([point], np.float64))[0])
+        """The value at one point: several times faster than an array of one."""
+        x, y = self.x, self.y
+        right = bisect.bisect_right(x, point)
+        if right == 0 or len(x) == 1:
+            return y[0]
+        right = min(right, len(x) - 1)
+        left = right - 1
+        return y[left] + (point - x[left]) * (y[right] - y[left]) / (x[right] - x[left])
 
 
 class CostTable(msgspec.Struct, frozen=True):
@@ -57,10 +64,21 @@ class CostTable(msgspec.Struct, frozen=True):
     def verify_ms(self, num_tokens: FloatArray, batch: int, context: float) -> FloatArray:
         """Predicted cost of target forwards over `num_tokens` [n] packed tokens. [n]"""
         total = np.zeros(len(num_tokens), np.float64)
-        for i, batch_weight in _neighbours(self.batches, batch):
-            for j, context_weight in _neighbours(self.contexts, context):
-                total += batch_weight * context_weight * self.curves[i][j].at(num_tokens)
+        for weight, curve in self._around(batch, context):
+            total += weight * curve.at(num_tokens)
         return total
+
+    def step_ms(self, num_tokens: float, batch: int, context: float) -> float:
+        """The same for one step."""
+        return sum(weight * curve(num_tokens) for weight, curve in self._around(batch, context))
+
+    def _around(self, batch: int, context: float) -> list[tuple[float, Curve]]:
+        """The measured curves around (batch, context) with their weights."""
+        return [
+            (batch_weight * context_weight, self.curves[i][j])
+            for i, batch_weight in _neighbours(self.batches, batch)
+            for j, context_weight in _neighbours(self.contexts, context)
+        ]
 
 
 def _neighbours(knots: Sequence[int], value: float) -> list[tuple[int, float]]:

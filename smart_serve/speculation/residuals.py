@@ -41,6 +41,14 @@ class Residuals:
         corrected: FloatArray = np.exp(np.interp(place, np.arange(32), self._log_ratio))
         return corrected
 
+    def factor(self, num_tokens: float) -> float:
+        """The same for one step."""
+        place = math.log2(max(num_tokens, 1.0))
+        left = min(int(place), 30)
+        right_weight = min(place - left, 1.0)
+        mean = self._log_ratio[left] * (1 - right_weight) + self._log_ratio[left + 1] * right_weight
+        return math.exp(mean)
+
 
 def _region(num_tokens: float) -> int:
     return min(31, max(0, round(math.log2(max(num_tokens, 1.0)))))
