@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 
 import httpx
 import pytest
 from served_app import APP, ServedApp, free_port, wait_for
 
+with warnings.catch_warnings():
+    # Ray's declarations are older than the pydantic they meet.
+    warnings.simplefilter("ignore")
+    import ray
+    from ray import serve
+
 
 @pytest.fixture(scope="session")
 def app() -> Iterator[ServedApp]:
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
-    import ray
-    from ray import serve
-
     from deploy.app import build
     from deploy.args import AppArgs
 

@@ -19,11 +19,7 @@ from served_app import ServedApp, wait_for
 from smart_serve.llm import LLM
 from smart_serve.messages import SamplingParams
 
-pytestmark = [
-    pytest.mark.serve,
-    # Ray's own declarations.
-    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
-]
+pytestmark = pytest.mark.serve
 
 QUESTIONS = ("How many shapes are there?", "What is to the left?", "Describe the picture.", "Hi")
 

@@ -7,9 +7,6 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from deploy.app import build
 from deploy.args import AppArgs, PoolArgs
 
-# Ray's own declarations.
-pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
-
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
