@@ -17,6 +17,8 @@ NUM_KNOTS = 17
 """Confidences 0, 1/16, … 1; sixteen bins hold a reliability curve well (common practice)."""
 PRIOR_WEIGHT = 8.0
 """Observations that the damped prior counts for in each bin."""
+UNSEEN_WEIGHT = 0.1
+"""Observations that a knot counts for, besides its own, when the map is made monotone."""
 DECAY = 0.999
 """Per update: the memory is about the last thousand steps, so a change of topic is followed."""
 
@@ -62,7 +64,9 @@ class Calibration:
         """Per depth, acceptance at the knots: a posterior mean, made monotone."""
         prior = ALPHA * np.linspace(0.0, 1.0, NUM_KNOTS)
         mean = (self._accepted + PRIOR_WEIGHT * prior) / (self._seen + PRIOR_WEIGHT)
-        weight = self._seen + PRIOR_WEIGHT
+        # Pooling weighs evidence: knots that nothing was seen of give way to their neighbours.
+        # With the prior's weight a dozen of them would hold a useless drafter up for long.
+        weight = self._seen + UNSEEN_WEIGHT
         rows = zip(mean, weight, strict=True)
         return tuple(tuple(_isotonic(values, weights).tolist()) for values, weights in rows)
 
