@@ -24,16 +24,12 @@ class Residuals:
     def observe(self, num_tokens: float, measured_ms: float, predicted_ms: float) -> None:
         """`predicted_ms` is the uncorrected table's."""
         ratio = min(max(measured_ms / max(predicted_ms, 1e-6), 1 / CLIP), CLIP)
-        region = _region(num_tokens)
-        if not self._seen[region]:
-            # A first observation moves all regions not seen yet: the machine as a whole is slower
-            # or faster than when it was measured.
-            self._log_ratio[~self._seen] = (
-                WEIGHT * math.log(ratio) + (1 - WEIGHT) * self._log_ratio[region]
-            )
-            self._seen[region] = True
-            return
-        self._log_ratio[region] += WEIGHT * (math.log(ratio) - self._log_ratio[region])
+        self._seen[_region(num_tokens)] = True
+        # Regions not seen yet move along: the machine as a whole is slower or faster than when it
+        # was measured, and one price corrected without the others would tip every comparison.
+        moved = ~self._seen
+        moved[_region(num_tokens)] = True
+        self._log_ratio[moved] += WEIGHT * (math.log(ratio) - self._log_ratio[moved])
 
     def factors(self, num_tokens: FloatArray) -> FloatArray:
         """Correction [n] for predictions at `num_tokens` [n]; linear between region centres."""
