@@ -1,0 +1,69 @@
+"""The switch between drafting and plain decoding neither flaps nor sticks."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from smart_serve.speculation.fallback import (
+    ENTER,
+    FIRST_PROBE,
+    LAST_PROBE,
+    LEAVE,
+    Decision,
+    Fallback,
+)
+
+
+def trace(speedups: list[float], batch: int = 4) -> list[Decision]:
+    fallback = Fallback()
+    return [fallback.decide(batch, speedup) for speedup in speedups]
+
+
+def switches(decisions: list[Decision]) -> int:
+    modes = [d for d in decisions if d is not Decision.PROBE]
+    return sum(a is not b for a, b in itertools.pairwise(modes))
+
+
+def test_it_starts_hopeful_and_stops_when_it_does_not_pay() -> None:
+    assert trace([1.5, 1.2, 0.9]) == [Decision.DRAFT, Decision.DRAFT, Decision.PLAIN]
+
+
+def test_noise_between_the_two_thresholds_changes_nothing() -> None:
+    rng = np.random.default_rng(0)
+    between = rng.uniform(LEAVE + 1e-6, ENTER - 1e-6, 300).tolist()
+    assert switches(trace([1.5, *between])) == 0
+    assert switches(trace([0.9, *between])) == 0
+
+
+def test_without_hysteresis_the_same_noise_would_flap() -> None:
+    """The control: one threshold in the middle switches all the time."""
+    rng = np.random.default_rng(0)
+    between = rng.uniform(LEAVE + 1e-6, ENTER - 1e-6, 300)
+    on = between > (LEAVE + ENTER) / 2
+    assert int(np.sum(on[1:] != on[:-1])) > 100
+
+
+def test_probes_back_off_and_stay_rare() -> None:
+    decisions = trace([0.5] * 20_000)
+    probes = [i for i, d in enumerate(decisions) if d is Decision.PROBE]
+    gaps = np.diff(probes)
+    assert probes[0] == FIRST_PROBE - 1
+    assert np.all(np.diff(gaps) >= 0)
+    assert gaps.max() == LAST_PROBE
+    assert len(probes) / len(decisions) < 0.005
+
+
+def test_it_comes_back_when_it_pays_again_and_probes_quickly_after_that() -> None:
+    decisions = trace([0.5] * 3_000 + [1.2] * 5 + [0.5] * (FIRST_PROBE + 1))
+    assert decisions[3_000:3_005] == [Decision.DRAFT] * 5
+    assert Decision.PROBE in decisions[3_005:]
+
+
+def test_another_batch_is_probed_afresh() -> None:
+    fallback = Fallback()
+    for _ in range(2_000):
+        fallback.decide(32, 0.5)
+    decisions = [fallback.decide(1, 0.5) for _ in range(FIRST_PROBE + 1)]
+    assert Decision.PROBE in decisions
