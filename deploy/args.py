@@ -42,7 +42,8 @@ class AppArgs(BaseModel):
     drafter: str | None = "bundled"
     """A drafter folder, "bundled", or null for plain decoding."""
     served_model_name: str | None = None
-    policy: Literal["off", "eagle2", "smart"] = "smart"
+    policy: str = "smart"
+    """A name of `smart_serve.config.POLICY_NAMES`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     """auto: cuda where a deployment has GPUs, else cpu."""

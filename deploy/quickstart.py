@@ -15,7 +15,7 @@ from typing import Any
 from deploy.local_cluster import local_cluster
 from deploy.progress import ProgressLine
 from smart_serve.bundled import EXAMPLE_PICTURE, EXAMPLE_QUESTION
-from smart_serve.cli import chat_body, delta_text, get_json, stream_chat
+from smart_serve.client import chat_body, data_url, delta_text, get_json, stream_chat
 from smart_serve.errors import ConfigError, ServerError, SmartServeError
 
 MAX_TOKENS = 256
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> None:
         line.close()
         url = f"http://127.0.0.1:{options.port}"
         print(f"Ready after {time.monotonic() - begun:.0f} s on {url}\n")
-        _show(url, chat_body(model, options.ask, [options.image], temperature=0), options)
+        _show(url, chat_body(model, options.ask, [data_url(options.image)], temperature=0), options)
         if not options.once:
             _serve_on(url)
 

@@ -11,6 +11,7 @@ from smart_serve.speculation.fallback import (
     FIRST_PROBE,
     LAST_PROBE,
     LEAVE,
+    PLAIN_LOOK,
     Decision,
     Fallback,
 )
@@ -32,7 +33,7 @@ def test_it_starts_hopeful_and_stops_when_it_does_not_pay() -> None:
 
 def test_noise_between_the_two_thresholds_changes_nothing() -> None:
     rng = np.random.default_rng(0)
-    between = rng.uniform(LEAVE + 1e-6, ENTER - 1e-6, 300).tolist()
+    between = rng.uniform(LEAVE + 1e-6, ENTER - 1e-6, PLAIN_LOOK - 2).tolist()
     assert switches(trace([1.5, *between])) == 0
     assert switches(trace([0.9, *between])) == 0
 
@@ -67,3 +68,29 @@ def test_another_batch_is_probed_afresh() -> None:
         fallback.decide(32, 0.5)
     decisions = [fallback.decide(1, 0.5) for _ in range(FIRST_PROBE + 1)]
     assert Decision.PROBE in decisions
+
+
+def test_batches_that_wobble_do_not_defeat_the_back_off() -> None:
+    """Continuous batching changes the batch all the time."""
+    fallback = Fallback()
+    decisions = [fallback.decide(20 + i % 5, 0.5) for i in range(20_000)]
+    assert decisions.count(Decision.PROBE) / len(decisions) < 0.005
+
+
+def test_plain_decoding_is_looked_at_now_and_then_while_drafting_pays() -> None:
+    decisions = trace([1.5] * (4 * PLAIN_LOOK))
+    assert decisions.count(Decision.PLAIN) == 4
+    assert decisions.count(Decision.DRAFT) == 4 * PLAIN_LOOK - 4
+
+
+def test_a_probe_that_raises_the_prediction_is_followed_soon_by_another() -> None:
+    fallback = Fallback()
+    for _ in range(5_000):
+        fallback.decide(4, 0.5)
+    speedup, probes = 0.5, []
+    for step in range(2_000):
+        decision = fallback.decide(4, speedup)
+        if decision is Decision.PROBE:
+            probes.append(step)
+            speedup += 0.02
+    assert np.diff(probes).max() <= 2 * FIRST_PROBE
