@@ -23,7 +23,13 @@ class Batch(msgspec.Struct, frozen=True):
     packed: Packed
 
 
-class RowStream(IterableDataset[Batch]):
+class LabelledBatch(Batch, frozen=True):
+    """A batch and what its pictures show: class indices [B, 9, 3]."""
+
+    labels: torch.Tensor
+
+
+class RowStream(IterableDataset[LabelledBatch]):
     """An endless stream of random batches.
 
     `slip_share` of the rows tell of another scene than the picture shows, as sampled answers do
@@ -46,7 +52,7 @@ class RowStream(IterableDataset[Batch]):
         self._seed = seed
         self._slip_share = slip_share
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[LabelledBatch]:
         """Batches of this worker's own random stream."""
         worker = get_worker_info()
         rng = np.random.default_rng((self._seed, 0 if worker is None else worker.id))
@@ -62,12 +68,13 @@ class RowStream(IterableDataset[Batch]):
             ]
             rows = [writer.write(scene, rng) for scene in scenes]
             packed = pack(rows, self._row_tokens, self._tokenizer.pad_token_id)
-            yield Batch(to_pixel_values(pixels), packed)
+            shown = torch.from_numpy(labels).long()
+            yield LabelledBatch(to_pixel_values(pixels), packed, shown)
 
 
-def load(stream: RowStream) -> Iterator[Batch]:
+def load(stream: RowStream) -> Iterator[LabelledBatch]:
     """The batches of a stream, written ahead by one worker process."""
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[LabelledBatch] = DataLoader(
         stream, batch_size=None, num_workers=1, prefetch_factor=4
     )
     return iter(loader)

@@ -10,23 +10,32 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from smart_serve.bundled import TARGET_FOLDER
 from smart_serve.bundled.architecture import target_config
-from smart_serve.bundled.batches import Batch, RowStream, load
+from smart_serve.bundled.batches import Batch, LabelledBatch, RowStream, load
 from smart_serve.bundled.export import export_target
 from smart_serve.bundled.packing import additive_mask
 from smart_serve.bundled.schedule import Schedule
+from smart_serve.bundled.train_vision import PlaceReader, place_loss
 
 # The tower comes trained; it only needs to follow the projector.
 TOWER_RATE = 0.25
+# The patches go on naming their places, so that the tower goes on learning from every picture.
+PLACE_LOSS_WEIGHT = 0.2
 
 
 def embed(target: LlavaForConditionalGeneration, batch: Batch) -> torch.Tensor:
     """Input embeddings [B, N, h], with the projected pictures in the image tokens' places."""
+    pictures = target.model.get_image_features(batch.pixel_values, return_dict=True)
+    return _fill_in(target, torch.cat(list(pictures.pooler_output)), batch)
+
+
+def _fill_in(
+    target: LlavaForConditionalGeneration, features: torch.Tensor, batch: Batch
+) -> torch.Tensor:
+    """Token embeddings [B, N, h] with features [image tokens, h] in the image tokens' places."""
     tokens = batch.packed.tokens
     embeds = target.model.language_model.embed_tokens(tokens)
-    features = target.model.get_image_features(batch.pixel_values, return_dict=True).pooler_output
     is_image = tokens == target.config.image_token_index
-    image_embeds = torch.cat(list(features)).to(embeds.dtype)
-    filled: torch.Tensor = embeds.masked_scatter(is_image[..., None], image_embeds)
+    filled: torch.Tensor = embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
     return filled
 
 
@@ -56,26 +65,32 @@ def answers_right(best: torch.Tensor, next_token: torch.Tensor) -> float:
 
 
 def step_loss(
-    target: LlavaForConditionalGeneration, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy of the answers' tokens, and the best token everywhere answered [B, N]."""
+    target: LlavaForConditionalGeneration, reader: PlaceReader, batch: LabelledBatch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy of the answers' tokens, the patches' loss, best tokens [B, N]."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = run_language_model(target, embed(target, batch), batch)
+        pictures = target.model.get_image_features(batch.pixel_values, return_dict=True)
+        named = place_loss(reader.read(pictures.last_hidden_state[:, 1:]), batch.labels)
+        embeds = _fill_in(target, torch.cat(list(pictures.pooler_output)), batch)
+        hidden = run_language_model(target, embeds, batch)
         said = batch.packed.next_token != -100
         logits = target.lm_head(hidden[said]).float()
     loss = nn.functional.cross_entropy(logits, batch.packed.next_token[said])
     best = torch.full_like(batch.packed.next_token, -100)
     best[said] = logits.detach().argmax(-1)
-    return loss, best
+    return loss, named, best
 
 
-def build_optimiser(target: LlavaForConditionalGeneration, peak: float) -> torch.optim.AdamW:
+def build_optimiser(
+    target: LlavaForConditionalGeneration, reader: PlaceReader
+) -> torch.optim.AdamW:
     """AdamW with a lower rate for the vision tower."""
     tower = list(target.model.vision_tower.parameters())
     known = {id(parameter) for parameter in tower}
     rest = [parameter for parameter in target.parameters() if id(parameter) not in known]
+    rest += reader.head.parameters()
     groups = [{"params": rest, "scale": 1.0}, {"params": tower, "scale": TOWER_RATE}]
-    return torch.optim.AdamW(groups, lr=peak, weight_decay=0.02, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, weight_decay=0.02, betas=(0.9, 0.98))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -86,18 +101,19 @@ def train(args: argparse.Namespace) -> None:
     target = LlavaForConditionalGeneration._from_config(config, attn_implementation="eager")
     if args.resume:
         target.load_state_dict(torch.load(args.resume, weights_only=True))
-    else:
-        target.model.vision_tower.load_state_dict(torch.load(args.tower, weights_only=True))
-    optimiser = build_optimiser(target, args.rate)
+    reader = PlaceReader(target.model.vision_tower)
+    if args.tower:
+        reader.load_state_dict(torch.load(args.tower, weights_only=True))
+    optimiser = build_optimiser(target, reader)
     batches = load(RowStream(args.pool, tokenizer, args.batch, args.row_tokens, args.seed))
     schedule, step = Schedule(args.rate, args.steps, args.minutes), 0
     while schedule.done(step) < 1:
         batch = next(batches)
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate(step) * group["scale"]
-        loss, best = step_loss(target, batch)
+        loss, named, best = step_loss(target, reader, batch)
         optimiser.zero_grad()
-        loss.backward()
+        (loss + PLACE_LOSS_WEIGHT * named).backward()
         nn.utils.clip_grad_norm_(target.parameters(), 1.0)
         optimiser.step()
         step += 1
@@ -105,10 +121,10 @@ def train(args: argparse.Namespace) -> None:
             right = answers_right(best, batch.packed.next_token)
             sys.stdout.write(
                 f"{step:5d}  {schedule.done(step):4.0%}  loss {loss.item():.4f}  "
-                f"answers {right:.3f}  {schedule.elapsed_s():.0f} s\n"
+                f"patches {named.item():.3f}  answers {right:.3f}  {schedule.elapsed_s():.0f} s\n"
             )
             sys.stdout.flush()
-        if step % 200 == 0 or schedule.done(step) >= 1:
+        if step % 100 == 0 or schedule.done(step) >= 1:
             torch.save(target.state_dict(), args.checkpoint)
             export_target(target, tokenizer, args.out)
 
@@ -118,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pool", type=Path, required=True, help="folder made by the pool script")
     parser.add_argument("--tower", type=Path, help="weights made by the vision script")
-    parser.add_argument("--resume", type=Path, help="go on from this checkpoint instead")
+    parser.add_argument("--resume", type=Path, help="go on from this checkpoint")
     parser.add_argument("--checkpoint", type=Path, required=True, help="file for float32 weights")
     parser.add_argument("--tokenizer", type=Path, default=TARGET_FOLDER)
     parser.add_argument("--out", type=Path, default=TARGET_FOLDER)

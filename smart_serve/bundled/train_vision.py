@@ -16,43 +16,47 @@ from smart_serve.bundled.pool import PicturePool
 from smart_serve.bundled.scene import COLOURS, KINDS, PLACES, SIZES
 from smart_serve.bundled.schedule import Schedule
 
-HEAD_CLASSES = (len(KINDS) + 1, len(COLOURS), len(SIZES))
+# What each patch is asked: which place it lies in, and the kind, colour and size there.
+HEAD_CLASSES = (len(PLACES), len(KINDS) + 1, len(COLOURS), len(SIZES))
 
 
 class PlaceReader(nn.Module):
-    """A vision tower with a throw-away head: each place reads a learnt mean of the patches.
+    """A vision tower with a throw-away linear head on every patch.
 
-    The mean starts on the place's own window of the grid. With free attention queries instead,
-    training stays for very long where it names colours but no places.
+    Each patch names its own place and what stands there. A language model then finds "top left"
+    by content alone; a head that reads places through fixed windows teaches the shapes as well,
+    but leaves it to the language model to find out which patch is where, which takes it long.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tower: nn.Module) -> None:
         super().__init__()
-        config = vision_config()
-        # Plain matrix products beat the fused CPU attention's bfloat16 backward pass by far.
-        config._attn_implementation = "eager"
-        self.tower = CLIPVisionModel(config)
-        self.window = nn.Parameter(_window_logits())
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.hidden = nn.Linear(config.hidden_size, 2 * config.hidden_size)
-        self.head = nn.Linear(2 * config.hidden_size, sum(HEAD_CLASSES))
+        self.tower = tower
+        self.head = nn.Linear(vision_config().hidden_size, sum(HEAD_CLASSES))
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Logits [B, 9, classes] of kind, colour and size from pixels [B, 3, 96, 96]."""
-        patches = self.norm(self.tower(pixel_values=pixel_values).last_hidden_state[:, 1:])
-        read = self.window.softmax(dim=-1) @ nn.functional.gelu(self.hidden(patches))
-        logits: torch.Tensor = self.head(read)
+        """Logits [B, 64, classes] of place, kind, colour and size from pixels [B, 3, 96, 96]."""
+        patches = self.tower(pixel_values=pixel_values).last_hidden_state[:, 1:]
+        return self.read(patches)
+
+    def read(self, patches: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The same from the tower's patch tokens [B, 64, width]."""
+        logits: torch.Tensor = self.head(patches).float()
         return logits.split(HEAD_CLASSES, dim=-1)
 
 
-def _window_logits() -> torch.Tensor:
-    """Logits [9, 64] of a Gaussian window over the patch grid around each place's centre."""
+def new_tower() -> CLIPVisionModel:
+    """An untrained vision tower."""
+    config = vision_config()
+    # Plain matrix products beat the fused CPU attention's bfloat16 backward pass by far.
+    config._attn_implementation = "eager"
+    return CLIPVisionModel(config)
+
+
+def patch_places() -> torch.Tensor:
+    """The place [64] that each patch's centre lies in."""
     side = IMAGE_SIDE_PX // PATCH_SIDE_PX
-    patch = (torch.arange(side) + 0.5) / side
-    place = (torch.arange(3) + 0.5) / 3
-    along = -((patch - place[:, None]) ** 2) / (2 * 0.12**2)
-    logits = along[:, None, :, None] + along[None, :, None, :]
-    return logits.reshape(len(PLACES), side * side)
+    third = ((torch.arange(side) + 0.5) / side * 3).long()
+    return (third[:, None] * 3 + third[None, :]).flatten()
 
 
 def to_pixel_values(pixels: NDArray[np.uint8]) -> torch.Tensor:
@@ -63,64 +67,84 @@ def to_pixel_values(pixels: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def place_loss(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of kinds everywhere and of colours and sizes at occupied places."""
-    occupied = labels[..., 0] > 0
-    kind = nn.functional.cross_entropy(logits[0].flatten(0, 1), labels[..., 0].flatten())
-    colour = nn.functional.cross_entropy(logits[1][occupied], labels[..., 1][occupied])
-    size = nn.functional.cross_entropy(logits[2][occupied], labels[..., 2][occupied])
-    return kind + colour + size
+    """Cross-entropy of every patch: place and kind everywhere, the rest where there is a shape.
+
+    `labels` are class indices [B, 9, 3] of what stands at the places.
+    """
+    places = patch_places()
+    wanted = labels[:, places]
+    occupied = wanted[..., 0] > 0
+    place, kind, colour, size = logits
+    entropy = nn.functional.cross_entropy
+    return (
+        entropy(place.flatten(0, 1), places.repeat(len(labels)))
+        + entropy(kind.flatten(0, 1), wanted[..., 0].flatten())
+        + entropy(colour[occupied], wanted[..., 1][occupied])
+        + entropy(size[occupied], wanted[..., 2][occupied])
+    )
 
 
 def places_right(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> tuple[float, float]:
-    """Share of occupied places named wholly right, and of pictures with all nine right."""
-    best = torch.stack([part.argmax(-1) for part in logits], dim=-1)
+    """Share of occupied places named wholly right, and of pictures with all nine right.
+
+    The patches of a place vote with their mean log-probabilities.
+    """
+    members = nn.functional.one_hot(patch_places()).float()
+    votes = (members.T @ part.log_softmax(dim=-1) for part in logits[1:])
+    best = torch.stack([vote.argmax(-1) for vote in votes], dim=-1)
     occupied = labels[..., 0] > 0
     right = torch.where(occupied, (best == labels).all(-1), best[..., 0] == 0)
     return right[occupied].float().mean().item(), right.all(-1).float().mean().item()
 
 
-def train(pool: PicturePool, steps: int, batch: int, peak: float, out: Path) -> None:
-    """Train and save the tower's weights to `out`."""
-    torch.manual_seed(0)
+def train(
+    pool: PicturePool, reader: PlaceReader, schedule: Schedule, batch: int, out: Path
+) -> None:
+    """Train and save the weights of tower and head to `out`."""
     rng = np.random.default_rng(0)
-    reader = PlaceReader()
-    optimiser = torch.optim.AdamW(reader.parameters(), lr=peak, weight_decay=0.02)
-    schedule, filled = Schedule(peak, steps), pool.filled()
-    for step in range(steps):
-        if step % 50 == 0:
-            filled = pool.filled()
+    optimiser = torch.optim.AdamW(reader.parameters(), weight_decay=0.02)
+    filled, step = pool.filled(), 0
+    while schedule.done(step) < 1:
         pixels, classes = pool.batch(rng, batch, filled)
         labels = torch.from_numpy(classes).long()
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate(step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = tuple(part.float() for part in reader(to_pixel_values(pixels)))
+            logits = reader(to_pixel_values(pixels))
         loss = place_loss(logits, labels)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
         optimiser.step()
-        if step % 50 == 49:
+        step += 1
+        if step % 50 == 0:
             occupied, whole = places_right(logits, labels)
             sys.stdout.write(
-                f"{step + 1:5d} of {steps}  loss {loss.item():.3f}  places {occupied:.3f}  "
-                f"pictures {whole:.3f}  {schedule.elapsed_s():.0f} s  pool {filled}\n"
+                f"{step:5d}  {schedule.done(step):4.0%}  loss {loss.item():.3f}  "
+                f"places {occupied:.3f}  pictures {whole:.3f}  {schedule.elapsed_s():.0f} s\n"
             )
             sys.stdout.flush()
-        if step % 500 == 499 or step + 1 == steps:
-            torch.save(reader.tower.state_dict(), out)
+        if step % 500 == 0 or schedule.done(step) >= 1:
+            torch.save(reader.state_dict(), out)
 
 
 def main() -> None:
     """Train the vision tower on a pool of pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pool", type=Path, required=True, help="folder made by the pool script")
-    parser.add_argument("--out", type=Path, required=True, help="file for the tower's weights")
+    parser.add_argument("--out", type=Path, required=True, help="file for the weights")
+    parser.add_argument("--resume", type=Path, help="go on from these weights")
+    parser.add_argument("--minutes", type=float, help="stop by the clock, not by the steps")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=7e-4)
     args = parser.parse_args()
-    train(PicturePool(args.pool), args.steps, args.batch, args.rate, args.out)
+    torch.manual_seed(0)
+    reader = PlaceReader(new_tower())
+    if args.resume:
+        reader.load_state_dict(torch.load(args.resume, weights_only=True))
+    schedule = Schedule(args.rate, args.steps, args.minutes)
+    train(PicturePool(args.pool), reader, schedule, args.batch, args.out)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from PIL import Image
 from safetensors import safe_open
 
 from smart_serve.bundled import DRAFTER_FOLDER, EXAMPLE_PICTURE, EXAMPLE_QUESTION, TARGET_FOLDER
-from smart_serve.bundled.evaluate import TOPICS, Judge, Trial, acceptance, accuracy, trials
+from smart_serve.bundled.evaluate import acceptance
 from smart_serve.bundled.export import DRAFTER_ARCHITECTURE, WEIGHTS_LIMIT_BYTES, load_drafter
+from smart_serve.bundled.judge import Judge
 from smart_serve.bundled.questions import Exchange
+from smart_serve.bundled.trials import TOPICS, Trial, trials
 
 PICTURES = 60
 DRAFTER_SHAPES = {
@@ -57,20 +59,20 @@ def test_drafter_embeds_tokens_as_the_target_does(judge: Judge) -> None:
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_target_answers_about_heldout_pictures(judge: Judge, topic: str) -> None:
-    right, _ = accuracy(judge, list(trials(PICTURES, seed=1, topic=topic)))
+    right, _ = judge.accuracy(list(trials(PICTURES, seed=1, topic=topic)))
     assert right >= 0.9
 
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_blank_pictures_make_the_answers_wrong(judge: Judge, topic: str) -> None:
     """The control: the answers come from the pictures, not from the questions."""
-    right, _ = accuracy(judge, list(trials(PICTURES, seed=1, topic=topic, blank=True)))
+    right, _ = judge.accuracy(list(trials(PICTURES, seed=1, topic=topic, blank=True)))
     assert right <= {"yes_no": 0.7, "place": 0.7, "count_some": 0.5}.get(topic, 0.35)
 
 
 def test_drafter_is_accepted(judge: Judge) -> None:
     asked = list(trials(20, seed=2, topic="describe"))
-    _, replies = accuracy(judge, asked)
+    _, replies = judge.accuracy(asked)
     right, tried = acceptance(judge, load_drafter(DRAFTER_FOLDER), asked, replies, depths=4)
     assert (right / tried >= 0.8).all()
 
@@ -80,7 +82,7 @@ def test_a_new_drafter_is_not_accepted(judge: Judge) -> None:
     drafter = load_drafter(DRAFTER_FOLDER)
     torch.nn.init.zeros_(drafter.fc.weight)
     asked = list(trials(8, seed=2, topic="describe"))
-    _, replies = accuracy(judge, asked)
+    _, replies = judge.accuracy(asked)
     right, tried = acceptance(judge, drafter, asked, replies, depths=2)
     assert (right / tried < 0.4).all()
 
