@@ -127,3 +127,14 @@ class AppArgs(BaseModel):
             return msgspec.convert(fields, EngineConfig, strict=False)
         except ConfigError as error:
             raise ValueError(error.message) from error
+
+    def drafter_config(self) -> EngineConfig:
+        """Of a drafter replica. Its cache holds its share of what all targets together hold: a
+        sequence without room there is decoded without drafts."""
+        configs = [(self.engine_config(pool), pool.num_replicas) for pool in self.pools]
+        kv_tokens = sum(config.kv_tokens * replicas for config, replicas in configs)
+        return msgspec.structs.replace(
+            configs[0][0],
+            device=self.device_for(self.drafter_gpus),
+            kv_tokens=-(-kv_tokens // self.drafter_replicas),
+        )

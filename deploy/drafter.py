@@ -27,9 +27,7 @@ class DrafterReplica:
 
         assert args.drafter is not None
         use_threads(None)
-        pool = args.pools[0].model_copy(update={"num_gpus": args.drafter_gpus})
-        config = args.engine_config(pool)
-        drafter = load_drafter(args.drafter, resolve_model(args.model), config)
+        drafter = load_drafter(args.drafter, resolve_model(args.model), args.drafter_config())
         # A folder of its own with a short path: only this user may enter it, and the path of a
         # Unix socket has room for about a hundred characters.
         self._folder = Path(tempfile.mkdtemp(prefix="smart-serve-"))

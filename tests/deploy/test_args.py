@@ -1,11 +1,19 @@
 from __future__ import annotations
 
-import pytest
-from pydantic import ValidationError
-from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from pathlib import Path
 
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve import Application
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve.schema import ServeDeploySchema
+
+import deploy
 from deploy.app import build
 from deploy.args import AppArgs, PoolArgs
+
+CONFIGS = Path(deploy.__file__).parent / "configs"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +59,18 @@ def test_each_pool_has_an_engine_of_its_own() -> None:
     assert (cpu.speculation.max_depth, cpu.speculation.top_k) == (3, 7)
 
 
+def test_the_drafters_hold_what_the_targets_hold() -> None:
+    args = AppArgs(
+        pools=(
+            PoolArgs(name="a", num_gpus=1, engine={"kv_tokens": 1000}, num_replicas=3),
+            PoolArgs(name="b", engine={"kv_tokens": 501}),
+        ),
+        drafter_replicas=2,
+    )
+    config = args.drafter_config()
+    assert (config.kv_tokens, config.device) == (1751, "cpu")
+
+
 @pytest.mark.parametrize(
     ("model", "name", "served"),
     [
@@ -61,3 +81,12 @@ def test_each_pool_has_an_engine_of_its_own() -> None:
 )
 def test_the_served_name(model: str, name: str | None, served: str) -> None:
     assert AppArgs(model=model, served_model_name=name).served_name == served
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_build(path: Path) -> None:
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text("utf-8")))
+    (application,) = schema.applications
+    assert application.import_path == "deploy.app:build"
+    built = call_user_app_builder_with_args_if_necessary(build, application.args)
+    assert isinstance(built, Application)
