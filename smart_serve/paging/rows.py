@@ -77,14 +77,10 @@ def _attention_group(
     width, num_rows = int(lengths.max()), int(lengths.sum())
     num_blocks = -(-max(rows.num_slots for rows in group) // block_tokens)
     tables = np.zeros((len(group), num_blocks), np.int64)
-    mask = np.full((len(group), 1, width, num_blocks * block_tokens), -np.inf, np.float32)
-    for i, rows in enumerate(group):
-        n, committed = len(rows.token_ids), rows.num_committed
+    for table, rows in zip(tables, group, strict=True):
         used = rows.blocks[:num_blocks]
-        tables[i, : len(used)] = used
-        # Padded queries see the committed tokens too: a row that sees nothing would give NaN.
-        mask[i, 0, :, : max(committed, 1)] = 0.0
-        mask[i, 0, :n, committed : rows.num_slots][rows.visible] = 0.0
+        table[: len(used)] = used
+    mask = _mask(group, width, num_blocks * block_tokens)
     padded_rows = real_queries = None
     if num_rows != len(group) * width:
         offsets = np.arange(width)[None, :]
@@ -100,3 +96,15 @@ def _attention_group(
         padded_rows=padded_rows,
         real_queries=real_queries,
     )
+
+
+def _mask(group: Sequence[Rows], width: int, num_keys: int) -> NDArray[np.float32]:
+    """Additive mask [G, 1, width, num_keys]: 0 where a query may look, -inf elsewhere."""
+    # A row that sees nothing would give NaN, so padded queries see the committed tokens too.
+    committed = np.asarray([[max(rows.num_committed, 1)] for rows in group])
+    seen = np.where(np.arange(num_keys) < committed, np.float32(0.0), np.float32(-np.inf))
+    mask = np.repeat(seen[:, None, None, :], width, axis=2)
+    for own, rows in zip(mask[:, 0], group, strict=True):
+        n = len(rows.token_ids)
+        own[:n, rows.num_committed : rows.num_slots] = np.where(rows.visible, 0.0, -np.inf)
+    return mask
