@@ -8,7 +8,9 @@ import io
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import httpx
 import openai
@@ -178,13 +180,28 @@ def test_a_body_without_a_length_is_limited_too(app: ServedApp) -> None:
     assert response.status_code == 413
 
 
-def test_a_client_that_hangs_up_frees_its_blocks(app: ServedApp) -> None:
-    body = app.body(max_tokens=1500, stream=True)
-    body.update(temperature=2.0, seed=1)
-    with httpx.stream("POST", f"{app.url}/v1/chat/completions", json=body) as response:
-        next(response.iter_lines())
-        wait_for(lambda: app.blocks()["running"] == 1)
+def test_clients_that_hang_up_free_their_blocks(app: ServedApp, png: bytes) -> None:
+    # Enough of them that their answers last longer than it takes to look.
+    body = app.body(messages=with_picture(png), stream=True)
+    with ExitStack() as streams, httpx.Client(timeout=60) as client:
+        for _ in range(16):
+            url = f"{app.url}/v1/chat/completions"
+            response = streams.enter_context(client.stream("POST", url, json=body))
+            assert response.status_code == 200
+        assert app.blocks()["running"] > 0
     app.wait_until_idle()
+
+
+def test_cancelling_a_handle_frees_its_blocks_at_once(app: ServedApp) -> None:
+    stream = app.handle.generate.options(stream=True)
+    pieces = stream.remote("Hi", max_tokens=1800, ignore_eos=True)
+    next(pieces)
+    assert app.blocks()["running"] == 1
+    pieces.cancel()
+    begun = time.monotonic()
+    app.wait_until_idle()
+    # The whole answer would take ten seconds and more.
+    assert time.monotonic() - begun < 3
 
 
 def test_status_and_health(app: ServedApp) -> None:
