@@ -66,6 +66,8 @@ def _parse() -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> None:
     begun = time.monotonic()
     with ProgressLine("Starting Ray") as line, local_cluster(options.port) as logs:
+        # Again, because Ray has put its own handler there, which ends without cleaning up.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             model = _deploy(options.port, line)
         except (RuntimeError, ServerError) as error:
