@@ -19,7 +19,10 @@ _COLUMNS: tuple[str, ...] = (
     *("nodes_per_step", "accepted_per_step", "free_blocks", "total_blocks"),
 )
 
-_COMMANDS = {"bench": ("smart_serve.bench.command", "measure policies against each other")}
+_COMMANDS = {
+    "bench": ("smart_serve.bench.command", "measure policies against each other"),
+    "simulate": ("smart_serve.bench.simulate", "policies over synthetic devices and drafters"),
+}
 """Commands that live elsewhere: module with `add_arguments(parser)` and `run(options)`, summary."""
 
 
