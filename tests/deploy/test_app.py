@@ -18,8 +18,7 @@ import pytest
 from PIL import Image
 from served_app import ServedApp, wait_for
 
-from smart_serve.llm import LLM
-from smart_serve.messages import SamplingParams
+from smart_serve import LLM, SamplingParams
 
 pytestmark = pytest.mark.serve
 
