@@ -17,8 +17,9 @@ from smart_serve.config import SpeculationConfig, chain_length
 from smart_serve.messages import SpeculationPlan
 from smart_serve.speculation.calibration import Calibration
 from smart_serve.speculation.cost import CostTable, Curve
-from smart_serve.speculation.fallback import Decision, Fallback
+from smart_serve.speculation.fallback import Decision, Fallback, Outlook
 from smart_serve.speculation.growth import Growth
+from smart_serve.speculation.overhead import Overhead
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.profile import DrafterProfile
 from smart_serve.speculation.residuals import Residuals
@@ -26,8 +27,9 @@ from smart_serve.speculation.tree import Forest
 
 MAPS_EVERY = 8
 """Steps between two refreshes of the calibration maps; they move slowly."""
-OVERHEAD_WEIGHT = 0.1
-"""Of one step in the moving averages of host time."""
+PAYBACK_STEPS = 16
+"""Catching up is paid once and serves all steps after it: going back to drafting must pay within
+this many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,8 @@ class SpeculationController:
         self._observed = 0
         self._verify_residuals = Residuals()
         self._draft_residuals = Residuals()
-        self._overhead_ms = {True: 0.0, False: 0.0}
+        self._overhead = {True: Overhead(), False: Overhead()}
+        """By whether the step drafted."""
         self._profile = DrafterProfile(config.max_depth)
         self._fallback = Fallback()
 
@@ -99,15 +102,14 @@ class SpeculationController:
         plan = self._growth_plan(policy, batch, context, envelope)
         if policy != "smart":
             return plan
-        speedup = self._profile.best_speedup(plan, batch, catch_up_rows)
-        decision = self._fallback.decide(batch, speedup)
+        decision = self._fallback.decide(batch, self._outlook(plan, batch, catch_up_rows))
         if decision is Decision.PROBE:
             return msgspec.structs.replace(plan, is_probe=True)
         return plan if decision is Decision.DRAFT else None
 
     def plain_step_ms(self, batch: int, context: float) -> float:
         """Predicted step of plain decoding at this batch, host time included."""
-        return self._verify_ms(batch, batch, context) + self._overhead_ms[False]
+        return self._verify_ms(batch, batch, context) + self._overhead[False].ms
 
     def predicted_step_ms(self, seen: StepObservation) -> float:
         """What the tables say of a step that has been taken."""
@@ -117,7 +119,7 @@ class SpeculationController:
             self._layer_cost(rows) * self._draft_residuals.factor(rows) for rows in seen.layer_rows
         )
         verify = self._verify_ms(seen.num_tokens, seen.batch, seen.context)
-        return verify + layers + self._overhead_ms[True]
+        return verify + layers + self._overhead[True].ms
 
     def observe(self, seen: StepObservation) -> None:
         """Learn from a step: acceptance, costs, overhead."""
@@ -136,12 +138,21 @@ class SpeculationController:
         if self._layer_cost is not None:
             for rows, measured in zip(seen.layer_rows, seen.layer_ms, strict=True):
                 self._draft_residuals.observe(rows, measured, self._layer_cost(rows))
-        drafting = seen.growth is not None
         overhead = max(0.0, seen.step_ms - seen.verify_ms - sum(seen.layer_ms))
-        old = self._overhead_ms[drafting]
-        # A stall is not overhead: cap what one step can add.
-        bounded = min(overhead, 2.0 * old + 1.0)
-        self._overhead_ms[drafting] = old + OVERHEAD_WEIGHT * (bounded - old)
+        self._overhead[seen.growth is not None].observe(overhead)
+
+    def _outlook(self, plan: GrowthPlan, batch: int, catch_up_rows: int) -> Outlook:
+        # While it drafts, what was accepted last is all that is to be caught up with, every step.
+        rows = catch_up_rows
+        if not self._fallback.is_drafting:
+            rows = batch + catch_up_rows // PAYBACK_STEPS
+        drafted_ms = plan.wire_ms + plan.draft_layer(catch_up_rows)
+        drafted_ms += float(np.interp(batch, plan.verify_knots, plan.verify_knot_ms))
+        return Outlook(
+            speedup=self._profile.best_speedup(plan, batch, rows),
+            caught_up_speedup=self._profile.best_speedup(plan, batch, batch),
+            probe_price=drafted_ms / plan.verify_knot_ms[0] - 1.0,
+        )
 
     def _growth_plan(
         self, policy: str, batch: int, context: float, envelope: SpeculationPlan | None
@@ -159,9 +170,9 @@ class SpeculationController:
             top_k=bounds.top_k,
             nodes_per_tree=bounds.nodes_per_tree,
             verify_knots=knots,
-            verify_knot_ms=tuple((verify + self._overhead_ms[False]).tolist()),
+            verify_knot_ms=tuple((verify + self._overhead[False].ms).tolist()),
             draft_layer=self._draft_curve(envelope.draft_cost_factor if envelope else 1.0),
-            wire_ms=max(0.0, self._overhead_ms[True] - self._overhead_ms[False]),
+            wire_ms=max(0.0, self._overhead[True].ms - self._overhead[False].ms),
             calibration=self._maps,
             terminal_tokens=self._terminal_tokens,
             child_mass=self._profile.child_mass,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum, auto
 
 ENTER = 1.03
@@ -11,8 +12,10 @@ LEAVE = 1.0
 FIRST_PROBE = 16
 """Plain steps before the first probe."""
 LAST_PROBE = 512
-"""Longest wait between probes: a probe that fails costs about one step, so ≤ 0.5 %."""
-
+"""Longest wait between probes that cost a step each: ≤ 0.2 %."""
+PROBE_SHARE = 0.01
+"""Of the time may go into probes that fail. A far drafter, or one that has much to catch up with,
+costs many plain steps a probe; it is asked as much more seldom."""
 PROMISING = 1.005
 """A prediction that rises by more than this after a probe: the drafter is getting better."""
 PLAIN_LOOK = 256
@@ -27,6 +30,19 @@ class Decision(Enum):
     PLAIN = auto()
 
 
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What drafting promises in this step, before anything is drafted."""
+
+    speedup: float
+    """Of the best tree over plain decoding."""
+    caught_up_speedup: float
+    """The same for a drafter with nothing to catch up with: what a probe teaches shows here, while
+    `speedup` also rises when the backlog is gone and falls as it comes back."""
+    probe_price: float
+    """Plain steps that a probe costs if nothing of it is accepted."""
+
+
 class Fallback:
     """State of one engine's switch between drafting and plain decoding."""
 
@@ -38,18 +54,23 @@ class Fallback:
         self._wait = FIRST_PROBE
         self._speedup_at_probe = 0.0
 
-    def decide(self, batch: int, speedup: float) -> Decision:
-        """What to do in this step; `speedup` is the predicted gain of the best tree over plain."""
+    @property
+    def is_drafting(self) -> bool:
+        return self._drafting
+
+    def decide(self, batch: int, outlook: Outlook) -> Decision:
+        """What to do in this step."""
         if batch.bit_length() != self._region:
             # Another batch is another question: what was learnt of probing no longer counts. Only
             # to the power of two, or requests that come and go would be probed for all the time.
             self._region, self._wait = batch.bit_length(), FIRST_PROBE
         was_drafting = self._drafting
-        self._drafting = speedup > (LEAVE if was_drafting else ENTER)
+        self._drafting = outlook.speedup > (LEAVE if was_drafting else ENTER)
         if self._drafting is not was_drafting:
-            self._steps, self._wait, self._speedup_at_probe = 0, FIRST_PROBE, speedup
+            self._steps, self._wait = 0, FIRST_PROBE
+            self._speedup_at_probe = outlook.caught_up_speedup
         self._steps += 1
-        return self._draft() if self._drafting else self._decode_plainly(speedup)
+        return self._draft() if self._drafting else self._decode_plainly(outlook)
 
     def _draft(self) -> Decision:
         if self._steps < PLAIN_LOOK:
@@ -57,12 +78,12 @@ class Fallback:
         self._steps = 0
         return Decision.PLAIN
 
-    def _decode_plainly(self, speedup: float) -> Decision:
-        if speedup > PROMISING * self._speedup_at_probe:
+    def _decode_plainly(self, outlook: Outlook) -> Decision:
+        if outlook.caught_up_speedup > PROMISING * self._speedup_at_probe:
             # The last probe did better than was thought: look again soon.
-            self._wait, self._speedup_at_probe = FIRST_PROBE, speedup
-        if self._steps < self._wait:
+            self._wait, self._speedup_at_probe = FIRST_PROBE, outlook.caught_up_speedup
+        if self._steps < max(self._wait, outlook.probe_price / PROBE_SHARE):
             return Decision.PLAIN
         self._steps, self._wait = 0, min(2 * self._wait, LAST_PROBE)
-        self._speedup_at_probe = speedup
+        self._speedup_at_probe = outlook.caught_up_speedup
         return Decision.PROBE

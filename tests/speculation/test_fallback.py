@@ -14,12 +14,17 @@ from smart_serve.speculation.fallback import (
     PLAIN_LOOK,
     Decision,
     Fallback,
+    Outlook,
 )
+
+
+def outlook(speedup: float, probe_price: float = 0.0) -> Outlook:
+    return Outlook(speedup, speedup, probe_price)
 
 
 def trace(speedups: list[float], batch: int = 4) -> list[Decision]:
     fallback = Fallback()
-    return [fallback.decide(batch, speedup) for speedup in speedups]
+    return [fallback.decide(batch, outlook(speedup)) for speedup in speedups]
 
 
 def switches(decisions: list[Decision]) -> int:
@@ -65,15 +70,15 @@ def test_it_comes_back_when_it_pays_again_and_probes_quickly_after_that() -> Non
 def test_another_batch_is_probed_afresh() -> None:
     fallback = Fallback()
     for _ in range(2_000):
-        fallback.decide(32, 0.5)
-    decisions = [fallback.decide(1, 0.5) for _ in range(FIRST_PROBE + 1)]
+        fallback.decide(32, outlook(0.5))
+    decisions = [fallback.decide(1, outlook(0.5)) for _ in range(FIRST_PROBE + 1)]
     assert Decision.PROBE in decisions
 
 
 def test_batches_that_wobble_do_not_defeat_the_back_off() -> None:
     """Continuous batching changes the batch all the time."""
     fallback = Fallback()
-    decisions = [fallback.decide(20 + i % 5, 0.5) for i in range(20_000)]
+    decisions = [fallback.decide(20 + i % 5, outlook(0.5)) for i in range(20_000)]
     assert decisions.count(Decision.PROBE) / len(decisions) < 0.005
 
 
@@ -86,11 +91,27 @@ def test_plain_decoding_is_looked_at_now_and_then_while_drafting_pays() -> None:
 def test_a_probe_that_raises_the_prediction_is_followed_soon_by_another() -> None:
     fallback = Fallback()
     for _ in range(5_000):
-        fallback.decide(4, 0.5)
+        fallback.decide(4, outlook(0.5))
     speedup, probes = 0.5, []
     for step in range(2_000):
-        decision = fallback.decide(4, speedup)
+        decision = fallback.decide(4, outlook(speedup))
         if decision is Decision.PROBE:
             probes.append(step)
             speedup += 0.02
     assert np.diff(probes).max() <= 2 * FIRST_PROBE
+
+
+def test_probes_that_are_dear_are_rare_and_what_they_cost_is_bounded() -> None:
+    fallback, price = Fallback(), 8.0
+    decisions = [fallback.decide(4, outlook(0.5, price)) for _ in range(20_000)]
+    assert 0 < decisions.count(Decision.PROBE) * price <= 0.01 * len(decisions)
+
+
+def test_a_backlog_that_comes_and_goes_is_no_promise() -> None:
+    """The speedup rises after each probe, for the drafter has caught up; it is still no better."""
+    fallback, since, probes = Fallback(), 0, 0
+    for _ in range(20_000):
+        decision = fallback.decide(4, Outlook(0.9 - 0.001 * min(since, 300), 0.9, 0.5))
+        since = 0 if decision is Decision.PROBE else since + 1
+        probes += decision is Decision.PROBE
+    assert probes < 100
