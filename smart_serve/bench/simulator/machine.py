@@ -14,10 +14,12 @@ DRAFT_HOST_MS = 0.15
 """A draft layer's top k, masks and copies, which no recorded graph holds."""
 
 # The grid of smart_serve/engine/measure.py and smart_serve/drafters/measure.py.
-BATCHES = (1, 4, 16, 64)
+BATCHES = (1, 4, 16, 64, 256, 512)
 CONTEXTS = (64, 512)
 ROWS_PER_SEQUENCE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 MAX_ROWS = 512
+ROWS_OF_LARGE_BATCH = 4
+PAST_KNEE = 4.0
 LAYER_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 LAYER_CONTEXT = 64
 
@@ -70,6 +72,8 @@ class Machine:
         return params * WEIGHT_BYTES + kv_bytes < self.device.memory_gb * 1e9
 
     def _curve(self, batch: int, context: int) -> Curve:
-        tokens = [batch * rows for rows in ROWS_PER_SEQUENCE if batch * rows <= MAX_ROWS]
+        most = max(MAX_ROWS, ROWS_OF_LARGE_BATCH * batch)
+        tokens = [batch * rows for rows in ROWS_PER_SEQUENCE if batch * rows <= most]
         times = [self.verify_ms(count, batch, context) for count in tokens]
-        return Curve.monotone(tokens, times)
+        measured = 1 + sum(ms <= PAST_KNEE * times[0] for ms in times)
+        return Curve.monotone(tokens[:measured], times[:measured])
