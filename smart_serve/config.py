@@ -9,9 +9,13 @@ import msgspec
 
 from smart_serve.errors import ConfigError
 
-POLICY_NAMES: tuple[str, ...] = ("off", "chain:K", "eagle2", "smart-paper", "smart")
-"""What may be asked for; K is a number of tokens from 1 to 16."""
-_POLICY = re.compile(r"off|chain:([1-9]|1[0-6])|eagle2|smart-paper|smart")
+POLICY_NAMES: tuple[str, ...] = (
+    *("off", "chain:K", "adaptive-chain", "static", "eagle2", "smart-paper", "smart"),
+)
+"""What may be asked for; K is a number of tokens from 1 to 16. A configuration may also say
+`static:FILE`; a request may not, for it must not name files of the server."""
+_POLICY = re.compile(r"off|chain:([1-9]|1[0-6])|adaptive-chain|static|eagle2|smart-paper|smart")
+_STATIC_FILE = re.compile(r"static:.+")
 
 
 def is_policy(name: str) -> bool:
@@ -44,7 +48,7 @@ class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """B_verify of `smart-paper`, over the batch: the best of its paper's table 4."""
 
     def __post_init__(self) -> None:
-        if not is_policy(self.policy):
+        if not is_policy(self.policy) and not _STATIC_FILE.fullmatch(self.policy):
             raise ConfigError(f"policy '{self.policy}' is not one of {', '.join(POLICY_NAMES)}")
         if self.max_depth < 1 or self.top_k < 1 or self.max_nodes < 1:
             raise ConfigError("speculation: max_depth, top_k and max_nodes must be at least 1")

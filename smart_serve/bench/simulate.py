@@ -15,7 +15,7 @@ from smart_serve.bench.simulator.run import STANDARD, Figures, Length, simulate
 from smart_serve.bench.simulator.shapes import SHAPES
 from smart_serve.bench.simulator.simulation import Setting
 from smart_serve.bench.simulator.trace import Phase, PhaseFigures, follow
-from smart_serve.config import SpeculationConfig, is_policy
+from smart_serve.config import SpeculationConfig
 from smart_serve.errors import ConfigError
 
 
@@ -55,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> Iterator[Setting]:
     for policy in args.policies.split(","):
-        if not is_policy(policy):
-            raise ConfigError(f"'{policy}' is no policy")
+        SpeculationConfig(policy=policy)  # Refuses unknown ones.
     for device in args.device.split(","):
         if device not in DEVICES or args.model not in SHAPES:
             raise ConfigError(f"'{device}' or '{args.model}' is not among what can be simulated")

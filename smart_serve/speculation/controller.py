@@ -5,7 +5,6 @@ Everything is numbers; the engine asks `plan` before a step and tells `observe` 
 
 from __future__ import annotations
 
-import functools
 import time
 from dataclasses import dataclass
 
@@ -13,8 +12,10 @@ import msgspec.structs
 import numpy as np
 from numpy.typing import NDArray
 
-from smart_serve.config import SpeculationConfig, chain_length
+from smart_serve.config import SpeculationConfig
 from smart_serve.messages import SpeculationPlan
+from smart_serve.speculation.adaptive_chain import AdaptiveChain
+from smart_serve.speculation.bounds import bounds_of, knots_up_to
 from smart_serve.speculation.calibration import Calibration
 from smart_serve.speculation.cost import CostTable, Curve
 from smart_serve.speculation.fallback import Decision, Fallback, Outlook
@@ -23,6 +24,7 @@ from smart_serve.speculation.overhead import Overhead
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.profile import DrafterProfile
 from smart_serve.speculation.residuals import Residuals
+from smart_serve.speculation.static_tree import is_static, shape_of
 from smart_serve.speculation.tree import Forest
 
 MAPS_EVERY = 8
@@ -77,6 +79,8 @@ class SpeculationController:
         """By whether the step drafted."""
         self._profile = DrafterProfile(config.max_depth)
         self._fallback = Fallback()
+        self._adaptive_chain = AdaptiveChain(config.max_depth)
+        self._shape = shape_of(config.policy)
 
     @property
     def plan_epoch(self) -> int:
@@ -100,6 +104,8 @@ class SpeculationController:
         if envelope is not None and envelope.policy == "off":
             return None
         plan = self._growth_plan(policy, batch, context, envelope)
+        if policy == "adaptive-chain":
+            return self._adaptive_chain.plan(plan, batch, catch_up_rows)
         if policy != "smart":
             return plan
         decision = self._fallback.decide(batch, self._outlook(plan, batch, catch_up_rows))
@@ -131,6 +137,8 @@ class SpeculationController:
         if self._observed % MAPS_EVERY == 0:
             self._maps = self._calibration.maps()
         self._profile.observe(seen.growth)
+        if seen.policy == "adaptive-chain":
+            self._adaptive_chain.observe(seen.forest, seen.accepted)
 
     def _observe_costs(self, seen: StepObservation) -> None:
         table = self._costs.step_ms(seen.num_tokens, seen.batch, seen.context)
@@ -157,9 +165,9 @@ class SpeculationController:
     def _growth_plan(
         self, policy: str, batch: int, context: float, envelope: SpeculationPlan | None
     ) -> GrowthPlan:
-        bounds = _bounds(policy, self._config, batch, envelope)
+        bounds = bounds_of(policy, self._config, self._shape, batch, envelope)
         max_nodes = bounds.max_nodes
-        knots = _knots(max_nodes)
+        knots = knots_up_to(max_nodes)
         tokens = batch + np.asarray(knots, np.float64)
         verify = self._costs.verify_ms(tokens, batch, context)
         verify = np.maximum.accumulate(verify * self._verify_residuals.factors(tokens))
@@ -169,6 +177,7 @@ class SpeculationController:
             max_depth=bounds.max_depth,
             top_k=bounds.top_k,
             nodes_per_tree=bounds.nodes_per_tree,
+            shape=self._shape if is_static(policy) else (),
             verify_knots=knots,
             verify_knot_ms=tuple((verify + self._overhead[False].ms).tolist()),
             draft_layer=self._draft_curve(envelope.draft_cost_factor if envelope else 1.0),
@@ -193,44 +202,3 @@ class SpeculationController:
         if self._envelope is None or time.monotonic() > self._envelope[1]:
             return None
         return self._envelope[0]
-
-
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    """How large the trees of one step may be."""
-
-    max_nodes: int
-    max_depth: int
-    top_k: int
-    nodes_per_tree: int | None = None
-
-
-def _bounds(
-    policy: str, config: SpeculationConfig, batch: int, envelope: SpeculationPlan | None
-) -> _Bounds:
-    """By the policy's own rules; the envelope binds `smart`, the others are what they are."""
-    length = chain_length(policy)
-    if length is not None:
-        return _Bounds(batch * length, length, 1, length)
-    if policy == "eagle2":
-        nodes = config.eagle2_nodes
-        return _Bounds(batch * nodes, config.eagle2_depth, config.eagle2_top_k, nodes)
-    if policy == "smart-paper":
-        # A tree may pass its budget by one layer: the children of all that it then holds.
-        nodes = max(1, config.paper_nodes // batch)
-        most = batch * (nodes + 1) * (config.top_k + 1)
-        return _Bounds(most, config.max_depth, config.top_k, nodes)
-    if envelope is None:
-        return _Bounds(config.max_nodes, config.max_depth, config.top_k)
-    return _Bounds(
-        min(config.max_nodes, envelope.max_nodes),
-        min(config.max_depth, envelope.max_depth),
-        min(config.top_k, envelope.top_k),
-    )
-
-
-@functools.lru_cache(maxsize=128)
-def _knots(max_nodes: int) -> tuple[int, ...]:
-    """0, 1, 2, … densely at first, then about eight to the octave, up to `max_nodes`."""
-    grid = np.unique(np.round(2.0 ** np.arange(0.0, np.log2(max_nodes) + 0.01, 0.25)).astype(int))
-    return (0, *(int(n) for n in grid if n < max_nodes), max_nodes)

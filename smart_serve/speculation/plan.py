@@ -24,6 +24,8 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Children of one node that are looked at."""
     nodes_per_tree: int | None = None
     """Fixed tree size of the likelihood-maximising policies."""
+    shape: tuple[tuple[int, ...], ...] = ()
+    """Of a static tree: paths of child ranks."""
     verify_knots: tuple[int, ...] = (0,)
     """Numbers of draft nodes (over the batch) at which `verify_knot_ms` is known."""
     verify_knot_ms: tuple[float, ...] = (1.0,)

@@ -8,6 +8,7 @@ from smart_serve.speculation.growth import TreeGrower
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.smart import SmartGrower
 from smart_serve.speculation.smart_paper import PaperGrower
+from smart_serve.speculation.static_tree import StaticGrower, is_static
 
 
 def make_grower(plan: GrowthPlan, num_trees: int, catch_up_rows: int) -> TreeGrower:
@@ -19,6 +20,8 @@ def make_grower(plan: GrowthPlan, num_trees: int, catch_up_rows: int) -> TreeGro
         return PaperGrower(plan, num_trees)
     if plan.policy == "eagle2":
         return Eagle2Grower(plan, num_trees)
-    if plan.policy.startswith("chain:"):
+    if plan.policy == "adaptive-chain" or plan.policy.startswith("chain:"):
         return ChainGrower(plan, num_trees)
+    if is_static(plan.policy):
+        return StaticGrower(plan, num_trees)
     raise ValueError(f"policy '{plan.policy}' grows no trees")

@@ -101,7 +101,7 @@ def test_paper_budget_is_split_evenly() -> None:
     assert grower.finish().forest.sizes.tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("name", ["chain:0", "chain:17", "chain:", "smarter", "", "static"])
+@pytest.mark.parametrize("name", ["chain:0", "chain:17", "chain:", "smarter", "", "static:"])
 def test_unknown_policies_are_refused(name: str) -> None:
     assert not is_policy(name)
     with pytest.raises(ConfigError):

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import msgspec
+import msgspec.structs
 import numpy as np
 
 from smart_serve.bench.simulator.drafter import Skill, SyntheticDrafter
@@ -59,9 +60,9 @@ class Simulation:
         self._rng = np.random.default_rng(seed)
         self._drafter = SyntheticDrafter(setting.skill, self._rng)
         machine = setting.machine
-        self._controller = SpeculationController(
-            setting.config, machine.cost_table(), machine.layer_cost()
-        )
+        # The configuration names the policy too, for a static tree is read from a file.
+        config = msgspec.structs.replace(setting.config, policy=policy)
+        self._controller = SpeculationController(config, machine.cost_table(), machine.layer_cost())
         self._owed = np.empty(0)  # [B] tokens that the drafter has not seen
         self.resize(batch)
 

@@ -1,0 +1,60 @@
+"""How large the trees of one step may be, by policy."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from smart_serve.config import SpeculationConfig, chain_length
+from smart_serve.messages import SpeculationPlan
+from smart_serve.speculation.static_tree import Shape, is_static
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Nodes over the batch, layers, children of one node that are looked at, nodes of one tree."""
+
+    max_nodes: int
+    max_depth: int
+    top_k: int
+    nodes_per_tree: int | None = None
+
+
+def bounds_of(
+    policy: str,
+    config: SpeculationConfig,
+    shape: Shape,
+    batch: int,
+    envelope: SpeculationPlan | None,
+) -> Bounds:
+    """By the policy's own rules; the envelope binds `smart`, the others are what they are."""
+    length = config.max_depth if policy == "adaptive-chain" else chain_length(policy)
+    if length is not None:
+        return Bounds(batch * length, length, 1, length)
+    if is_static(policy):
+        width = 1 + max(max(path) for path in shape)
+        return Bounds(batch * len(shape), max(map(len, shape)), width, len(shape))
+    if policy == "eagle2":
+        nodes = config.eagle2_nodes
+        return Bounds(batch * nodes, config.eagle2_depth, config.eagle2_top_k, nodes)
+    if policy == "smart-paper":
+        # A tree may pass its budget by one layer: the children of all that it then holds.
+        nodes = max(1, config.paper_nodes // batch)
+        most = batch * (nodes + 1) * (config.top_k + 1)
+        return Bounds(most, config.max_depth, config.top_k, nodes)
+    if envelope is None:
+        return Bounds(config.max_nodes, config.max_depth, config.top_k)
+    return Bounds(
+        min(config.max_nodes, envelope.max_nodes),
+        min(config.max_depth, envelope.max_depth),
+        min(config.top_k, envelope.top_k),
+    )
+
+
+@functools.lru_cache(maxsize=128)
+def knots_up_to(max_nodes: int) -> tuple[int, ...]:
+    """0, 1, 2, … densely at first, then about four to the octave, up to `max_nodes`."""
+    grid = np.unique(np.round(2.0 ** np.arange(0.0, np.log2(max_nodes) + 0.01, 0.25)).astype(int))
+    return (0, *(int(n) for n in grid if n < max_nodes), max_nodes)
