@@ -7,6 +7,8 @@ tells whether it was accepted itself. Until enough is known, confidence damped b
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,8 +32,13 @@ def acceptance(
     if not calibration:
         return ALPHA * confidences
     values = calibration[min(depth, len(calibration)) - 1]
-    calibrated: FloatArray = np.interp(confidences, np.linspace(0.0, 1.0, len(values)), values)
+    calibrated: FloatArray = np.interp(confidences, _knots(len(values)), values)
     return calibrated
+
+
+@functools.lru_cache(maxsize=8)
+def _knots(count: int) -> FloatArray:
+    return np.linspace(0.0, 1.0, count)
 
 
 class Calibration:

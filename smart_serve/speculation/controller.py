@@ -103,6 +103,8 @@ class SpeculationController:
         envelope = self._current_envelope()
         if envelope is not None and envelope.policy == "off":
             return None
+        if policy == "smart" and self._fallback.rests(batch):
+            return None
         plan = self._growth_plan(policy, batch, context, envelope)
         if policy == "adaptive-chain":
             return self._adaptive_chain.plan(plan, batch, catch_up_rows)
@@ -156,9 +158,10 @@ class SpeculationController:
             rows = batch + catch_up_rows // PAYBACK_STEPS
         drafted_ms = plan.wire_ms + plan.draft_layer(catch_up_rows)
         drafted_ms += float(np.interp(batch, plan.verify_knots, plan.verify_knot_ms))
+        speedup, caught_up_speedup = self._profile.best_speedups(plan, batch, (rows, batch))
         return Outlook(
-            speedup=self._profile.best_speedup(plan, batch, rows),
-            caught_up_speedup=self._profile.best_speedup(plan, batch, batch),
+            speedup=speedup,
+            caught_up_speedup=caught_up_speedup,
             probe_price=drafted_ms / plan.verify_knot_ms[0] - 1.0,
         )
 

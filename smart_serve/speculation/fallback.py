@@ -16,6 +16,9 @@ LAST_PROBE = 512
 PROBE_SHARE = 0.01
 """Of the time may go into probes that fail. A far drafter, or one that has much to catch up with,
 costs many plain steps a probe; it is asked as much more seldom."""
+REST_STEPS = 8
+"""Plain steps between two looks at what drafting would bring. A look takes a tenth of a millisecond
+and a plain step may take three."""
 PROMISING = 1.005
 """A prediction that rises by more than this after a probe: the drafter is getting better."""
 PLAIN_LOOK = 256
@@ -57,6 +60,13 @@ class Fallback:
     @property
     def is_drafting(self) -> bool:
         return self._drafting
+
+    def rests(self, batch: int) -> bool:
+        """Whether this step is plain without another look, as the last one was; it counts."""
+        if self._drafting or batch.bit_length() != self._region or self._steps % REST_STEPS == 0:
+            return False
+        self._steps += 1
+        return True
 
     def decide(self, batch: int, outlook: Outlook) -> Decision:
         """What to do in this step."""

@@ -88,7 +88,8 @@ class TreeGrower(ABC):
         if len(self.layers) >= self.plan.max_depth:
             return np.empty(0, np.int64)
         chosen = self.expand(layer)
-        chosen = chosen[~np.isin(layer.token_ids[chosen], self.plan.terminal_tokens)]
+        for token in self.plan.terminal_tokens:
+            chosen = chosen[layer.token_ids[chosen] != token]
         self._frontier_trees = layer.trees[chosen]
         self._frontier_ids = layer.first_id + chosen
         self._frontier_path = layer.path_probs[chosen]
@@ -157,14 +158,18 @@ class TreeGrower(ABC):
         return Forest.empty(self.num_trees)
 
     def _profile(self) -> tuple[tuple[float, ...], ...]:
-        rows = []
-        for layer in self.layers:
-            top = top_per_tree(layer.trees, layer.path_probs, PROFILE_WIDTH)
-            order = top[np.lexsort((-layer.path_probs[top], layer.trees[top]))]
-            rank = rank_in_runs(layer.trees[order])
-            sums = np.bincount(rank, layer.path_probs[order], minlength=PROFILE_WIDTH)
-            rows.append(tuple((sums / self.num_trees).tolist()))
-        return tuple(rows)
+        if not self.layers:
+            return ()
+        num_layers = len(self.layers)
+        layers = np.repeat(np.arange(num_layers), [len(layer.trees) for layer in self.layers])
+        groups, probs = layers * self.num_trees + self.column("trees"), self.column("path_probs")
+        order = np.lexsort((-probs, groups))
+        ranks = rank_in_runs(groups[order])
+        best, ranks = order[ranks < PROFILE_WIDTH], ranks[ranks < PROFILE_WIDTH]
+        places = layers[best] * PROFILE_WIDTH + ranks
+        sums = np.bincount(places, probs[best], minlength=num_layers * PROFILE_WIDTH)
+        rows = (sums / self.num_trees).reshape(num_layers, PROFILE_WIDTH)
+        return tuple(tuple(row) for row in rows.tolist())
 
 
 def rank_in_runs(sorted_keys: IntArray) -> IntArray:

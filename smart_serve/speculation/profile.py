@@ -5,12 +5,15 @@ Needed before anything is drafted: would speculation pay at all at this batch?
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from smart_serve.speculation.calibration import ALPHA
 from smart_serve.speculation.growth import PROFILE_WIDTH, Growth
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.smart import DEFAULT_CHILD_MASS
+from smart_serve.speculation.tree import FloatArray
 
 WEIGHT = 0.1
 """Of one step: the memory is about ten drafted steps."""
@@ -25,6 +28,7 @@ class DrafterProfile:
         self._best = np.zeros((max_depth, PROFILE_WIDTH))
         self._best[:, 0] = chain
         self._child_mass = np.full(max_depth, DEFAULT_CHILD_MASS)
+        self._tokens = self._expected_tokens()
 
     @property
     def child_mass(self) -> tuple[float, ...]:
@@ -42,19 +46,31 @@ class DrafterProfile:
             self._best[opened:] = np.minimum(self._best[opened:] * last / max(before, 1e-9), last)
         mass = np.asarray(growth.child_mass)
         self._child_mass[: len(mass)] += WEIGHT * (mass - self._child_mass[: len(mass)])
+        self._tokens = self._expected_tokens()
 
-    def best_speedup(self, plan: GrowthPlan, batch: int, catch_up_rows: int) -> float:
-        """Tokens per time of the best tree of typical shape, over plain decoding's."""
-        tree_sizes = np.arange(1, self._best.size + 1)
-        tree_sizes = tree_sizes[tree_sizes * batch <= plan.max_nodes]
-        knots = np.asarray(plan.verify_knots, np.float64)
-        verify = np.interp(tree_sizes * batch, knots, plan.verify_knot_ms)
-        layer_ms = plan.draft_layer(batch)
-        spent = plan.wire_ms + plan.draft_layer(max(catch_up_rows, 1))
-        best = 0.0
-        for depth in range(1, min(plan.max_depth, len(self._best)) + 1):
-            probs = -np.sort(-self._best[:depth].reshape(-1))[: len(tree_sizes)]
-            tokens = batch * (1.0 + np.cumsum(probs))
-            best = max(best, float((tokens / (spent + verify[: len(probs)])).max(initial=0.0)))
-            spent += layer_ms
-        return best * plan.verify_knot_ms[0] / batch
+    def best_speedups(
+        self, plan: GrowthPlan, batch: int, catch_up_rows: Sequence[int]
+    ) -> list[float]:
+        """Tokens per time of the best tree of typical shape, over plain decoding's; for each number
+        of rows that the drafter's first pass may have to run."""
+        depth = min(plan.max_depth, len(self._best))
+        sizes = np.arange(1, self._best.size + 1)
+        sizes = sizes[: max(0, plan.max_nodes // batch)]
+        verify = np.interp(sizes * batch, plan.verify_knots, plan.verify_knot_ms)
+        layers = plan.wire_ms + plan.draft_layer(batch) * np.arange(depth)[:, None]
+        tokens = self._tokens[:depth, : len(sizes)]
+        plain = plan.verify_knot_ms[0]
+        return [
+            plain
+            * float((tokens / (plan.draft_layer(max(rows, 1)) + layers + verify)).max(initial=0))
+            for rows in catch_up_rows
+        ]
+
+    def _expected_tokens(self) -> FloatArray:
+        """Of one tree of 1, 2, … of the best nodes of the first d depths; 0 where there are no
+        so many. [depth, nodes]"""
+        tokens = np.zeros((len(self._best), self._best.size))
+        for depth in range(1, len(self._best) + 1):
+            probs = -np.sort(-self._best[:depth].reshape(-1))
+            tokens[depth - 1, : len(probs)] = 1.0 + np.cumsum(probs)
+        return tokens

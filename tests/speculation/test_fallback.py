@@ -12,6 +12,7 @@ from smart_serve.speculation.fallback import (
     LAST_PROBE,
     LEAVE,
     PLAIN_LOOK,
+    REST_STEPS,
     Decision,
     Fallback,
     Outlook,
@@ -115,3 +116,21 @@ def test_a_backlog_that_comes_and_goes_is_no_promise() -> None:
         since = 0 if decision is Decision.PROBE else since + 1
         probes += decision is Decision.PROBE
     assert probes < 100
+
+
+def test_plain_decoding_rests_between_looks_and_another_batch_wakes_it() -> None:
+    fallback = Fallback()
+    fallback.decide(4, outlook(0.5))
+    rested = 0
+    while fallback.rests(4):
+        rested += 1
+    assert rested == REST_STEPS - 1
+    fallback.decide(4, outlook(0.5))
+    assert fallback.rests(5)
+    assert not fallback.rests(64)
+
+
+def test_drafting_never_rests() -> None:
+    fallback = Fallback()
+    fallback.decide(4, outlook(1.5))
+    assert not fallback.rests(4)
