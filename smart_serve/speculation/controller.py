@@ -23,6 +23,7 @@ from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.overhead import Overhead
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.profile import DrafterProfile
+from smart_serve.speculation.promises import Promises
 from smart_serve.speculation.residuals import Residuals
 from smart_serve.speculation.static_tree import is_static, shape_of
 from smart_serve.speculation.tree import Forest
@@ -79,6 +80,9 @@ class SpeculationController:
         """By whether the step drafted."""
         self._profile = DrafterProfile(config.max_depth)
         self._fallback = Fallback()
+        self._promises = Promises()
+        self._promised: float | None = None
+        """Speedup that was predicted, uncorrected, for the step now under way, if it drafts."""
         self._adaptive_chain = AdaptiveChain(config.max_depth)
         self._shape = shape_of(config.policy)
 
@@ -110,10 +114,16 @@ class SpeculationController:
             return self._adaptive_chain.plan(plan, batch, catch_up_rows)
         if policy != "smart":
             return plan
-        decision = self._fallback.decide(batch, self._outlook(plan, batch, catch_up_rows))
+        outlook = self._outlook(plan, batch, catch_up_rows)
+        kept = self._promises.factor(batch)
+        decision = self._fallback.decide(batch, outlook.corrected(kept))
+        self._promised = outlook.speedup if decision is Decision.DRAFT else None
         if decision is Decision.PROBE:
             return msgspec.structs.replace(plan, is_probe=True)
-        return plan if decision is Decision.DRAFT else None
+        if decision is Decision.DRAFT:
+            return plan
+        self._promises.forget(batch)
+        return None
 
     def plain_step_ms(self, batch: int, context: float) -> float:
         """Predicted step of plain decoding at this batch, host time included."""
@@ -139,6 +149,11 @@ class SpeculationController:
         if self._observed % MAPS_EVERY == 0:
             self._maps = self._calibration.maps()
         self._profile.observe(seen.growth)
+        if seen.policy == "smart" and self._promised is not None:
+            tokens = seen.batch + float(seen.forest.path_probs.sum())
+            plain_ms = self.plain_step_ms(seen.batch, seen.context)
+            kept = tokens / seen.step_ms * plain_ms / seen.batch
+            self._promises.observe(seen.batch, self._promised, kept)
         if seen.policy == "adaptive-chain":
             self._adaptive_chain.observe(seen.forest, seen.accepted)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 ENTER = 1.03
@@ -44,6 +44,10 @@ class Outlook:
     `speedup` also rises when the backlog is gone and falls as it comes back."""
     probe_price: float
     """Plain steps that a probe costs if nothing of it is accepted."""
+
+    def corrected(self, factor: float) -> Outlook:
+        """With the speedup multiplied. What a probe teaches is told from the raw prediction."""
+        return replace(self, speedup=factor * self.speedup)
 
 
 class Fallback:

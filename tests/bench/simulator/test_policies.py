@@ -16,7 +16,7 @@ from smart_serve.bench.simulator.shapes import SHAPES
 from smart_serve.bench.simulator.simulation import Setting
 from smart_serve.bench.simulator.trace import Phase, follow
 
-SHORT = Length(60, 30)
+SHORT = Length(80, 120)
 FLOOR = 0.98
 """Of plain decoding's rate: what probes and the looks at plain decoding may cost."""
 
