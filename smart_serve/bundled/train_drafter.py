@@ -79,8 +79,12 @@ def train(args: argparse.Namespace) -> None:
     """Train and export the drafter; every 200 steps the folder gets the state so far."""
     torch.manual_seed(0)
     target, tokenizer = load_pair(args.target)
-    drafter = load_drafter(args.resume) if args.resume else new_drafter(target)
-    drafter.embed_tokens.requires_grad_(False)
+    drafter = new_drafter(target)
+    if args.resume:
+        resumed = load_drafter(args.resume).state_dict()
+        # The embeddings are this target's, whichever target the drafter was trained on before.
+        resumed["embed_tokens.weight"] = drafter.embed_tokens.weight.data
+        drafter.load_state_dict(resumed)
     trained = [parameter for parameter in drafter.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=args.rate, weight_decay=0.01, betas=(0.9, 0.95))
     stream = RowStream(args.pool, tokenizer, args.batch, args.row_tokens, args.seed, SLIP_SHARE)

@@ -99,11 +99,12 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     config = target_config(tokenizer.image_token_id)
     target = LlavaForConditionalGeneration._from_config(config, attn_implementation="eager")
-    if args.resume:
-        target.load_state_dict(torch.load(args.resume, weights_only=True))
     reader = PlaceReader(target.model.vision_tower)
     if args.tower:
         reader.load_state_dict(torch.load(args.tower, weights_only=True))
+    if args.resume:
+        # After the tower, whose head is wanted all the same: a new one would spoil the patches.
+        target.load_state_dict(torch.load(args.resume, weights_only=True))
     optimiser = build_optimiser(target, reader)
     batches = load(RowStream(args.pool, tokenizer, args.batch, args.row_tokens, args.seed))
     schedule, step = Schedule(args.rate, args.steps, args.minutes), 0
