@@ -108,10 +108,16 @@ def _measure(
 
 def _line(row: Row) -> str:
     spread = row.speedup
-    return (
+    line = (
         f"batch {row.batch:>3}  {row.policy:<13}{row.tokens_per_s:>8.0f} tokens/s"
         f"  {spread.median:>5.2f}x off ({spread.p10:.2f}-{spread.p90:.2f})"
+    )
+    if row.tokens_per_step == 0:
+        return line
+    line += (
         f"  {row.tokens_per_step:>5.2f} tokens/step  {row.nodes_per_step:>5.1f} nodes/step"
         f"  draft {row.draft_share:>4.0%} verify {row.verify_share:>4.0%}"
-        f"  predicted/measured {row.predicted_over_measured:.2f}"
     )
+    if row.predicted_over_measured > 0:
+        line += f"  predicted/measured {row.predicted_over_measured:.2f}"
+    return line

@@ -56,8 +56,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     speedup: Spread
     """Against `off` in the same round."""
     tokens_per_step: float
+    """Per sequence and target step; 0 where steps are not known (`transformers`)."""
     nodes_per_step: float
-    """Per sequence and target step."""
     draft_share: float
     """Of the step's wall clock."""
     verify_share: float
@@ -110,7 +110,7 @@ def summarise(
         temperature=temperature,
         tokens_per_s=statistics.median(s.tokens_per_s for s in samples),
         speedup=Spread.of(ratios),
-        tokens_per_step=sum(s.tokens for s in samples) / max(1, sequence_steps),
+        tokens_per_step=sum(s.tokens for s in samples) / sequence_steps if sequence_steps else 0.0,
         nodes_per_step=sum(s.nodes for s in samples) / max(1, sequence_steps),
         draft_share=sum(s.draft_ms for s in samples) / max(step_ms, 1e-9),
         verify_share=sum(s.verify_ms for s in samples) / max(step_ms, 1e-9),
