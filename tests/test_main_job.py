@@ -84,15 +84,22 @@ def test_greedy_tokens_equal_transformers(
     assert tokens(request.getfixturevalue(batch), requests, policy=policy) == reference
 
 
+@pytest.mark.parametrize("temperature", [0.8, 2.0])
 def test_seeded_samples_depend_on_seed_and_prompt_alone(
-    single: LLM, batched: LLM, requests: list[Request], reference: list[tuple[int, ...]]
+    temperature: float,
+    single: LLM,
+    batched: LLM,
+    requests: list[Request],
+    reference: list[tuple[int, ...]],
 ) -> None:
-    plain = tokens(single, requests, policy="off", temperature=0.8, seed=11)
-    assert plain != reference, "at this temperature some sample must differ from greedy"
+    plain = tokens(single, requests, policy="off", temperature=temperature, seed=11)
+    if temperature > 1.0:
+        # The control: at 0.8 the bundled model is so sure that samples may well be greedy ones.
+        other = tokens(single, requests, policy="off", temperature=temperature, seed=12)
+        assert reference != plain != other
     for llm in (single, batched):
         for policy in POLICIES:
-            assert tokens(llm, requests, policy=policy, temperature=0.8, seed=11) == plain
-    assert tokens(single, requests[:8], policy="off", temperature=0.8, seed=12) != plain[:8]
+            assert tokens(llm, requests, policy=policy, temperature=temperature, seed=11) == plain
 
 
 def test_speculation_did_something(batched: LLM, requests: list[Request]) -> None:

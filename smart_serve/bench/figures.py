@@ -83,7 +83,7 @@ class Machine(msgspec.Struct, frozen=True):
             processor=name,
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
             python=platform.python_version(),
-            torch=torch.__version__,
+            torch=str(torch.__version__),
             transformers=version("transformers"),
             device=device,
         )

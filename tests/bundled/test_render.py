@@ -43,7 +43,8 @@ def test_a_shape_fills_its_place_and_no_other(draw, kind: str) -> None:  # type:
         pixels = np.asarray(picture).astype(int)
         blue = pixels[..., 2] - pixels[..., 0] > 60
         inside = blue[30:60, 60:90].sum()
-        assert inside > 150
+        # Of 900: a large triangle covers a tenth of its place at least.
+        assert inside > 90
         assert inside > 0.9 * blue.sum()
 
 

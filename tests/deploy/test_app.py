@@ -99,7 +99,8 @@ def test_python_handle(app: ServedApp, llm: LLM, png: bytes) -> None:
     assert "".join(pieces) == expected.text
     assert usage["completion_tokens"] == len(expected.token_ids)
     *again, _ = stream.remote(with_picture(png), max_tokens=16, temperature=0)
-    assert again == pieces
+    # Where the pieces are cut depends on the draft trees, the text does not.
+    assert "".join(again) == expected.text
     with pytest.raises(Exception, match="max_tokens must be at least 1"):
         list(stream.remote("Hello", max_tokens=0))
     with pytest.raises(Exception, match="sampling takes"):
