@@ -25,8 +25,8 @@ from smart_serve.speculation.tree import Forest
 class ChainDrafter:
     """Answers at once with a chain of `depth` nodes for each sequence: what is left is the wire."""
 
-    def __init__(self, hidden_size: int | None, depth: int) -> None:
-        self.info = DrafterInfo("chain", hidden_size, Curve((1.0,), (0.0,)))
+    def __init__(self, hidden_size: int, depth: int) -> None:
+        self.info = DrafterInfo("chain", "hidden", hidden_size, (), Curve((1.0,), (0.0,)))
         self._depth = depth
 
     def propose(self, batch: DraftBatch) -> Proposal:

@@ -89,7 +89,7 @@ class RemoteDrafter:
     def propose(self, batch: DraftBatch) -> Proposal:
         """Raises `DrafterUnavailable` when no good answer comes within the deadline."""
         number = next(self._numbers)
-        request = batch_to_message(number, batch, self._info.hidden_size is not None)
+        request = batch_to_message(number, batch, self._info)
         begun = time.monotonic()
         try:
             deadline = begun + self._propose_timeout_s
@@ -137,7 +137,13 @@ class RemoteDrafter:
             raise ProtocolError("the drafter does not welcome")
         if not proof_holds(welcome.mac, secret, "server", challenge.nonce, nonce):
             raise ProtocolError("the drafter does not know the secret")
-        return DrafterInfo(welcome.kind, welcome.hidden_size, welcome.layer_cost)
+        return DrafterInfo(
+            kind=welcome.kind,
+            vectors=welcome.vectors,
+            vector_size=welcome.vector_size,
+            capture_layers=welcome.capture_layers,
+            layer_cost=welcome.layer_cost,
+        )
 
     def _ping_ms(self) -> float:
         begun = time.monotonic()

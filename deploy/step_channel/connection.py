@@ -75,7 +75,16 @@ class Connection:
             raise ProtocolError("a peer without the secret")
         info = self._info
         mac = proof(self._secret, "server", self._nonce, message.nonce)
-        self.send(Welcome(mac, info.kind, info.hidden_size, info.layer_cost))
+        self.send(
+            Welcome(
+                mac,
+                info.kind,
+                info.vectors,
+                info.vector_size,
+                info.capture_layers,
+                info.layer_cost,
+            )
+        )
         self.is_open = True
         self._reader.limit_bytes = MAX_FRAME_BYTES
 

@@ -12,20 +12,18 @@ from numpy.typing import NDArray
 from deploy.step_channel.arrays import WireArray
 from deploy.step_channel.errors import ProtocolError
 from deploy.step_channel.messages import Propose, Proposed
-from smart_serve.drafters.protocol import DraftBatch, DraftInput, Proposal
+from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, DraftInput, Proposal
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.tree import Forest
 
 
-def batch_to_message(number: int, batch: DraftBatch, wants_vectors: bool) -> Propose:
+def batch_to_message(number: int, batch: DraftBatch, info: DrafterInfo) -> Propose:
     """Lays the inputs end to end. Raises `ValueError` if vectors are wanted and missing."""
     inputs = batch.inputs
-    vectors = None
-    if wants_vectors and inputs:
-        parts = [one.vectors for one in inputs if one.vectors is not None]
-        if len(parts) != len(inputs):
-            raise ValueError("this drafter needs a vector for each token")
-        vectors = WireArray.from_tensor(torch.cat(parts))
+    parts = [] if info.vectors == "none" else [one.vectors for one in inputs]
+    if info.wants_vector_per_token and any(part is None for part in parts):
+        raise ValueError("this drafter needs a vector for each token")
+    present = [part for part in parts if part is not None]
     tokens = [one.token_ids for one in inputs]
     return Propose(
         number=number,
@@ -33,14 +31,13 @@ def batch_to_message(number: int, batch: DraftBatch, wants_vectors: bool) -> Pro
         starts=_int_column([one.start for one in inputs]),
         counts=_int_column([len(one.token_ids) for one in inputs]),
         token_ids=WireArray.from_numpy(np.concatenate(tokens) if tokens else np.empty(0, np.int64)),
-        vectors=vectors,
+        vector_counts=_int_column([0 if part is None else len(part) for part in parts]),
+        vectors=WireArray.from_tensor(torch.cat(present)) if present else None,
         growth=batch.growth,
     )
 
 
-def message_to_batch(
-    message: Propose, hidden_size: int | None, name: Callable[[int], int]
-) -> DraftBatch:
+def message_to_batch(message: Propose, info: DrafterInfo, name: Callable[[int], int]) -> DraftBatch:
     """The batch, its sequences renamed by `name`. Raises `ProtocolError` if it is inconsistent."""
     ids, starts = _column(message.sequence_ids), _column(message.starts)
     counts, tokens = _column(message.counts), _column(message.token_ids)
@@ -50,22 +47,41 @@ def message_to_batch(
         raise ProtocolError("counts that do not cover the tokens")
     if np.any(starts < 0):
         raise ProtocolError("a start below 0")
-    vectors = None if message.vectors is None else message.vectors.to_tensor()
-    if hidden_size is None:
-        vectors = None
-    elif len(tokens) and (vectors is None or vectors.shape != (len(tokens), hidden_size)):
-        raise ProtocolError(f"vectors that are not [{len(tokens)}, {hidden_size}]")
+    vectors = _vectors(message, info, counts)
     ends = np.cumsum(counts)
     inputs = tuple(
         DraftInput(
             sequence_id=name(int(ids[i])),
             start=int(starts[i]),
             token_ids=tokens[ends[i] - counts[i] : ends[i]],
-            vectors=None if vectors is None else vectors[ends[i] - counts[i] : ends[i]],
+            vectors=vectors[i],
         )
         for i in range(len(ids))
     )
     return DraftBatch(inputs, message.growth)
+
+
+def _vectors(
+    message: Propose, info: DrafterInfo, counts: NDArray[np.int64]
+) -> list[torch.Tensor | None]:
+    """What each input brings beside its tokens."""
+    nothing: list[torch.Tensor | None] = [None] * len(counts)
+    if info.vectors == "none":
+        return nothing
+    own = _column(message.vector_counts)
+    if len(own) != len(counts) or np.any(own < 0) or np.any(own > counts):
+        raise ProtocolError("vector counts that do not fit the inputs")
+    if info.wants_vector_per_token and not np.array_equal(own, counts):
+        raise ProtocolError("tokens without a vector")
+    total = int(own.sum())
+    if message.vectors is None:
+        if total:
+            raise ProtocolError("vectors that were counted and not sent")
+        return nothing
+    vectors = message.vectors.to_tensor()
+    if vectors.shape != (total, info.vector_size):
+        raise ProtocolError(f"vectors that are not [{total}, {info.vector_size}]")
+    return [part if len(part) else None for part in vectors.split(own.tolist())]
 
 
 def proposal_to_message(number: int, proposal: Proposal) -> Proposed:

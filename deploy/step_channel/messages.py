@@ -5,10 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from deploy.step_channel.arrays import WireArray
+from smart_serve.drafters.protocol import VectorKind
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.plan import GrowthPlan
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Challenge(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -31,7 +32,9 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     mac: bytes
     kind: str
-    hidden_size: int | None
+    vectors: VectorKind
+    vector_size: int | None
+    capture_layers: tuple[int, ...]
     layer_cost: Curve
 
 
@@ -63,8 +66,10 @@ class Propose(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """[B] int64, tokens of each input; they sum to N."""
     token_ids: WireArray
     """[N] int64"""
+    vector_counts: WireArray
+    """[B] int64, vectors of each input; they sum to R."""
     vectors: WireArray | None
-    """[N, hidden], for drafters that want them."""
+    """[R, vector_size]; None when R is 0."""
     growth: GrowthPlan
 
 

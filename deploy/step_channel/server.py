@@ -140,9 +140,7 @@ class DrafterServer:
                 raise ProtocolError("an unexpected message")
 
     def _propose(self, connection: Connection, message: Propose) -> None:
-        batch = message_to_batch(
-            message, self._info.hidden_size, lambda one: connection.name(one, self._ids)
-        )
+        batch = message_to_batch(message, self._info, lambda one: connection.name(one, self._ids))
         try:
             answer = proposal_to_message(message.number, self._drafter.propose(batch))
         except DrafterUnavailable as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -74,7 +74,13 @@ class FeatureDrafter:
         self._cache = KvCache(shape, num_blocks, block_tokens, weight.dtype, weight.device)
         self._pool = BlockPool(num_blocks, block_tokens)
         self._held: dict[int, _Held] = {}
-        self._info = DrafterInfo("msd", network.config.hidden_size, Curve((1.0,), (1.0,)))
+        self._info = DrafterInfo(
+            kind="msd",
+            vectors="hidden",
+            vector_size=network.config.hidden_size,
+            capture_layers=(),
+            layer_cost=Curve((1.0,), (1.0,)),
+        )
 
     @property
     def info(self) -> DrafterInfo:
@@ -82,7 +88,7 @@ class FeatureDrafter:
 
     def set_layer_cost(self, layer_cost: Curve) -> None:
         """Measured on this device (see `drafters.measure`)."""
-        self._info = DrafterInfo(self._info.kind, self._info.hidden_size, layer_cost)
+        self._info = replace(self._info, layer_cost=layer_cost)
 
     @property
     def free_blocks(self) -> int:

@@ -22,22 +22,23 @@ _FIRST_ID = -1_000
 
 def measure_layer_cost(drafter: Drafter) -> Curve:
     """Median milliseconds of a pass over `ROWS` rows, one row for each of as many sequences."""
-    hidden = drafter.info.hidden_size
+    info = drafter.info
+    width = info.vector_size if info.wants_vector_per_token else None
     times = []
     for rows in ROWS:
         ids = range(_FIRST_ID, _FIRST_ID - rows, -1)
-        drafter.propose(_batch(ids, 0, CONTEXT, hidden))
+        drafter.propose(_batch(ids, 0, CONTEXT, width))
         samples = []
         for repeat in range(WARM_UP + REPEATS):
-            proposal = drafter.propose(_batch(ids, CONTEXT + repeat, 1, hidden))
+            proposal = drafter.propose(_batch(ids, CONTEXT + repeat, 1, width))
             samples.append(proposal.layer_ms[0])
         times.append(statistics.median(samples[WARM_UP:]))
         drafter.close(ids)
     return Curve.monotone(ROWS, times)
 
 
-def _batch(ids: range, start: int, length: int, hidden: int | None) -> DraftBatch:
-    vectors = None if hidden is None else torch.zeros(length, hidden)
+def _batch(ids: range, start: int, length: int, width: int | None) -> DraftBatch:
+    vectors = None if width is None else torch.zeros(length, width)
     token_ids = np.ones(length, np.int64)
     inputs = tuple(DraftInput(i, start, token_ids, vectors) for i in ids)
     growth = GrowthPlan(policy="eagle2", max_nodes=len(ids), max_depth=1, top_k=1, nodes_per_tree=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from smart_serve.errors import ServerError
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.plan import GrowthPlan
+
+VectorKind = Literal["none", "images", "hidden", "layers"]
+"""What a drafter wants beside the tokens; see `DraftInput.vectors`."""
 
 
 class DrafterUnavailable(ServerError):
@@ -27,15 +30,23 @@ class DrafterUnavailable(ServerError):
 class DraftInput:
     """What one sequence committed since the drafter was last asked.
 
-    Draft position t pairs token x_{t+1} with the target's last hidden state h_t (after its final
-    norm); where x_{t+1} is an image token, the projected visual embedding stands in h_t's place.
+    The last token is the root: emitted, but not yet in the target's KV cache. Which token stands
+    at draft position t, and what is beside it, follows from `DrafterInfo.vectors`:
+
+    - `none`: token x_t, and nothing.
+    - `images`: token x_t; `vectors` holds the projected visual embeddings [i, h] of this input's
+      i image tokens, in order, or is None when there are none.
+    - `hidden`: token x_{t+1} and h_t, the target's last hidden state after its final norm; where
+      x_{t+1} is an image token, its projected visual embedding in h_t's place. [n, h]
+    - `layers`: as `hidden`, but h_t is the hidden states that enter `DrafterInfo.capture_layers`,
+      side by side, and x_{t+1} may be an image token like any other. [n, 3h]
     """
 
     sequence_id: int
     start: int
     """First draft position of this input; all before it were sent earlier. 0 opens the sequence."""
-    token_ids: NDArray[np.int64]  # [n] x_{start+1} .. x_{start+n}; the last one is the root
-    vectors: torch.Tensor | None  # [n, hidden]; None for drafters that need no features
+    token_ids: NDArray[np.int64]  # [n] at draft positions start .. start + n - 1
+    vectors: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +87,17 @@ class DrafterInfo:
     """What the target must know of a drafter before the first step."""
 
     kind: str
-    hidden_size: int | None
-    """Width of the vectors it wants; None: tokens are enough."""
+    vectors: VectorKind
+    vector_size: int | None
+    """Width of the vectors; None: it wants none."""
+    capture_layers: tuple[int, ...]
+    """Target layers whose inputs make up a vector (`layers` only), in order."""
     layer_cost: Curve
     """Milliseconds of one drafting layer by rows, measured where the drafter runs."""
+
+    @property
+    def wants_vector_per_token(self) -> bool:
+        return self.vectors in ("hidden", "layers")
 
 
 class Drafter(Protocol):

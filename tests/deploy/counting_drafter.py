@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, DrafterUnavailable, Proposal
+from smart_serve.drafters.protocol import (
+    DraftBatch,
+    DrafterInfo,
+    DrafterUnavailable,
+    Proposal,
+    VectorKind,
+)
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.tree import Forest
@@ -16,9 +22,12 @@ from smart_serve.speculation.tree import Forest
 class CountingDrafter:
     """Two chains below the root whose tokens are sums over the committed tokens and vectors."""
 
-    def __init__(self, hidden_size: int | None = 4, vocab: int = 97) -> None:
-        self.info = DrafterInfo("counting", hidden_size, Curve((1.0, 8.0), (0.5, 1.5)))
-        self.vocab = vocab
+    def __init__(self, vectors: VectorKind = "hidden") -> None:
+        size = None if vectors == "none" else 4
+        layers = (0, 1, 2) if vectors == "layers" else ()
+        cost = Curve((1.0, 8.0), (0.5, 1.5))
+        self.info = DrafterInfo("counting", vectors, size, layers, cost)
+        self.vocab = 97
         self.held: dict[int, list[float]] = {}
         self.delay_s = 0.0
         self.failure: Exception | None = None
@@ -35,9 +44,11 @@ class CountingDrafter:
                 offsets.append(offsets[-1])
                 continue
             del held[one.start :]
-            uses = self.info.hidden_size is not None and one.vectors is not None
-            sums = one.vectors.double().sum(1).numpy() if uses else 0
-            held.extend((one.token_ids + sums).tolist())
+            uses = self.info.vectors != "none" and one.vectors is not None
+            sums = one.token_ids.astype(np.float64)
+            if uses:
+                sums[: len(one.vectors)] += one.vectors.double().sum(1).numpy()
+            held.extend(sums.tolist())
             seed = int(abs(sum(held)) * 8) % self.vocab
             depth = min(batch.growth.max_depth, 1 + seed % 4)
             for branch in range(2):

@@ -24,6 +24,7 @@ from deploy.step_channel.errors import ProtocolError
 from deploy.step_channel.frames import MAX_HANDSHAKE_BYTES, client_frames, encode_frame
 from deploy.step_channel.handshake import new_nonce, proof
 from deploy.step_channel.messages import (
+    PROTOCOL_VERSION,
     Answer,
     Challenge,
     Failed,
@@ -33,7 +34,13 @@ from deploy.step_channel.messages import (
     Refusal,
     Welcome,
 )
-from smart_serve.drafters.protocol import DraftBatch, DrafterUnavailable, DraftInput, Proposal
+from smart_serve.drafters.protocol import (
+    DraftBatch,
+    DrafterUnavailable,
+    DraftInput,
+    Proposal,
+    VectorKind,
+)
 from smart_serve.speculation.plan import GrowthPlan
 
 SECRET = b"a secret that only this test has"
@@ -97,12 +104,12 @@ def assert_same(left: Proposal, right: Proposal) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("hidden_size", [4, None])
+@pytest.mark.parametrize("vectors", ["none", "images", "hidden", "layers"])
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
 def test_answers_as_in_process(
-    path: Path, dtype: torch.dtype, hidden_size: int | None, kind: str
+    path: Path, dtype: torch.dtype, vectors: VectorKind, kind: str
 ) -> None:
-    local, far = CountingDrafter(hidden_size), CountingDrafter(hidden_size)
+    local, far = CountingDrafter(vectors), CountingDrafter(vectors)
     serving = server.DrafterServer(far, SECRET, unix_path=path, tcp_host="127.0.0.1")
     serving.start()
     assert serving.tcp_port is not None
@@ -117,8 +124,10 @@ def test_answers_as_in_process(
             count = int(random.integers(1, 9))
             gap = int(random.integers(0, 10)) // 9  # now and then tokens that were never sent
             tokens = random.integers(0, 97, count)
-            vectors = torch.from_numpy(random.standard_normal((count, 4))).to(dtype)
-            inputs.append(DraftInput(int(one), lengths[int(one)] + gap, tokens, vectors))
+            # Of `images` there may be fewer than tokens, or none.
+            num = int(random.integers(0, count + 1)) if vectors == "images" else count
+            rows = torch.from_numpy(random.standard_normal((num, 4))).to(dtype) if num else None
+            inputs.append(DraftInput(int(one), lengths[int(one)] + gap, tokens, rows))
             lengths[int(one)] += 0 if gap else count
         batch = batch_of(*inputs)
         assert_same(remote.propose(batch), local.propose(batch))
@@ -228,7 +237,7 @@ class RawPeer:
         assert isinstance(self.challenge, Challenge)
         nonce = new_nonce()
         mac = proof(SECRET, "client", self.challenge.nonce, nonce)
-        self.socket.sendall(encode_frame(Answer(1, nonce, mac)))
+        self.socket.sendall(encode_frame(Answer(PROTOCOL_VERSION, nonce, mac)))
         assert isinstance(self.read(), Welcome)
         return self
 
@@ -243,10 +252,10 @@ class RawPeer:
 
 def test_wrong_version_is_refused(serving: server.DrafterServer, path: Path) -> None:
     peer = RawPeer(path)
-    peer.socket.sendall(encode_frame(Answer(2, new_nonce(), b"")))
+    peer.socket.sendall(encode_frame(Answer(PROTOCOL_VERSION + 1, new_nonce(), b"")))
     answer = peer.read()
     assert isinstance(answer, Refusal)
-    assert "version 1" in answer.reason
+    assert f"version {PROTOCOL_VERSION}" in answer.reason
     assert peer.is_hung_up()
 
 
@@ -275,7 +284,10 @@ def test_a_server_of_another_version_or_without_the_secret_is_left(path: Path) -
         answer_with(Challenge(9, new_nonce()))
     curve = CountingDrafter().info.layer_cost
     with pytest.raises(DrafterUnavailable, match="secret"):
-        answer_with(Challenge(1, new_nonce()), Welcome(b"x" * 32, "counting", 4, curve))
+        answer_with(
+            Challenge(PROTOCOL_VERSION, new_nonce()),
+            Welcome(b"x" * 32, "counting", "hidden", 4, (), curve),
+        )
     listener.close()
 
 
@@ -290,7 +302,7 @@ def test_a_proof_cannot_be_reflected(serving: server.DrafterServer, path: Path) 
     assert isinstance(peer.challenge, Challenge)
     nonce = new_nonce()
     mac = proof(SECRET, "server", peer.challenge.nonce, nonce)
-    peer.socket.sendall(encode_frame(Answer(1, nonce, mac)))
+    peer.socket.sendall(encode_frame(Answer(PROTOCOL_VERSION, nonce, mac)))
     assert isinstance(peer.read(), Refusal)
 
 
@@ -335,7 +347,7 @@ def test_contradictory_batches_end_the_connection(
         return WireArray.from_numpy(np.array(values, np.int64))
 
     vectors = WireArray.from_tensor(torch.ones(2, 4))
-    good = Propose(0, column(1), column(0), column(2), column(5, 6), vectors, GROWTH)
+    good = Propose(0, column(1), column(0), column(2), column(5, 6), column(2), vectors, GROWTH)
     replace = msgspec.structs.replace
     for bad in (
         replace(good, counts=column(3)),
@@ -343,6 +355,9 @@ def test_contradictory_batches_end_the_connection(
         replace(good, starts=column(-1)),
         replace(good, starts=column(0, 1)),
         replace(good, vectors=None),
+        replace(good, vector_counts=column(1)),
+        replace(good, vector_counts=column(-1)),
+        replace(good, vector_counts=column(2, 0)),
         replace(good, vectors=WireArray.from_tensor(torch.ones(2, 5))),
         replace(good, token_ids=WireArray("int64", (2,), memoryview(b"1234"))),
         replace(good, token_ids=WireArray("int64", (-2, -1), memoryview(b"1" * 16))),
@@ -388,7 +403,7 @@ def test_a_flipped_byte_never_stops_the_server(
     serving, path = lasting
     column = WireArray.from_numpy(np.array([1], np.int64))
     vectors = WireArray.from_tensor(torch.ones(1, 4))
-    frame = encode_frame(Propose(0, column, column, column, column, vectors, GROWTH))
+    frame = encode_frame(Propose(0, column, column, column, column, column, vectors, GROWTH))
     frame[4 + position % (len(frame) - 4)] = byte
     peer = RawPeer(path).enter()
     peer.socket.sendall(frame)

@@ -21,7 +21,7 @@ class KnowingDrafter:
     """Is told each sequence's whole text and draws trees around it; checks what it is sent."""
 
     def __init__(self, shape: Shape) -> None:
-        self.info = DrafterInfo("knowing", None, Curve((1.0,), (0.001,)))
+        self.info = DrafterInfo("knowing", "hidden", 32, (), Curve((1.0,), (0.001,)))
         self.texts: dict[int, list[int]] = {}
         self.held: dict[int, int] = {}
         self.shape = shape
