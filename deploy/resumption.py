@@ -36,6 +36,7 @@ class Resumption:
         return msgspec.structs.replace(
             request,
             token_ids=(*request.token_ids, *self._emitted),
+            num_resumed=len(self._emitted),
             sampling=msgspec.structs.replace(sampling, max_tokens=left),
         )
 

@@ -1,6 +1,7 @@
 """Choose one token per row from logits: greedy, or by one given uniform through the inverse CDF.
 
-    p = softmax(logits / T), cut to the top_k most likely and then to the smallest set of mass top_p
+    p = softmax(logits / T), cut to what is at least min_p of the most likely, then to the top_k
+        most likely, and then to the smallest set of mass top_p
     token = min {v : Σ_{w ≤ v} p_w > u · Σ_w p_w}
 
 The uniform comes from outside (see `counter_uniform`), so a row's token depends on its own logits
@@ -40,31 +41,44 @@ def sample(
     temperatures: torch.Tensor,
     top_ps: torch.Tensor,
     top_ks: torch.Tensor,
+    min_ps: torch.Tensor,
     uniforms: torch.Tensor,
 ) -> torch.Tensor:
-    """Token per row [R] from logits [R, V]; temperatures, top_ps, uniforms [R] float64, top_ks [R]
-    int64 (0: no limit). Rows of temperature 0 take the arg-max."""
+    """Token per row [R] from logits [R, V]; temperatures, top_ps, min_ps, uniforms [R] float64,
+    top_ks [R] int64 (0: no limit). Rows of temperature 0 take the arg-max."""
     greedy = logits.argmax(dim=-1)
     is_greedy = temperatures == 0
     if bool(is_greedy.all()):
         return greedy
-    probs = target_probs(logits, temperatures, top_ps, top_ks)
-    cdf = probs.cumsum(dim=-1)
+    probs = target_probs(logits, temperatures, top_ps, top_ks, min_ps)
+    return torch.where(is_greedy, greedy, inverse_cdf(probs, uniforms))
+
+
+def inverse_cdf(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """min {v : Σ_{w ≤ v} weights_w > u · Σ_w weights_w} per row of weights [R, V] ≥ 0, which need
+    not add up to 1. [R]"""
+    cdf = weights.cumsum(dim=-1)
     total = cdf[:, -1:]
     # u < 1, but u · total may round up to total; the last token with any mass is then meant.
     below_total = torch.nextafter(total, torch.zeros_like(total))
     threshold = torch.minimum(uniforms.unsqueeze(1) * total, below_total)
-    drawn = torch.searchsorted(cdf, threshold, right=True).squeeze(1)
-    return torch.where(is_greedy, greedy, drawn)
+    return torch.searchsorted(cdf, threshold, right=True).squeeze(1)
 
 
 def target_probs(
-    logits: torch.Tensor, temperatures: torch.Tensor, top_ps: torch.Tensor, top_ks: torch.Tensor
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    top_ps: torch.Tensor,
+    top_ks: torch.Tensor,
+    min_ps: torch.Tensor,
 ) -> torch.Tensor:
-    """p_target [R, V] in float64, after temperature, top-k and top-p; not renormalised after the
-    cuts. Rows of temperature 0 are treated as temperature 1 and left to the caller."""
+    """p_target [R, V] in float64, after temperature, min-p, top-k and top-p; not renormalised after
+    the cuts. Rows of temperature 0 are treated as temperature 1 and left to the caller."""
     scale = torch.where(temperatures == 0, torch.ones_like(temperatures), temperatures)
     probs = torch.softmax(logits.double() / scale.unsqueeze(1), dim=-1)
+    if bool((min_ps > 0).any()):
+        floor = min_ps.unsqueeze(1) * probs.amax(dim=-1, keepdim=True)
+        probs = torch.where(probs < floor, torch.zeros_like(probs), probs)
     if bool((top_ks == 0).all()) and bool((top_ps >= 1).all()):
         return probs
     vocab = logits.shape[1]

@@ -25,6 +25,16 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     top_p: float = 1.0
     top_k: int = 0
     """0: no limit."""
+    min_p: float = 0.0
+    """Tokens less likely than this share of the most likely one are cut, before top-k and top-p."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in the prompt or the answer."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens in the answer."""
+    frequency_penalty: float = 0.0
+    """Subtracted once for each time that the answer holds the token."""
+    logit_bias: dict[int, float] = {}
+    """Added to the logits of these tokens, before all penalties."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
     """Text that ends the answer; it is not part of it."""
@@ -43,11 +53,24 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         check(ok, "temperature", "between 0 and 2")
         check(math.isfinite(self.top_p) and 0.0 < self.top_p <= 1.0, "top_p", "in (0, 1]")
         check(self.top_k >= 0, "top_k", "0 (no limit) or more")
+        check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
+        # The ranges of the OpenAI API, and vLLM's for the repetition penalty, which it lacks.
+        check(0.0 < self.repetition_penalty <= 2.0, "repetition_penalty", "in (0, 2]")
+        for name in ("presence_penalty", "frequency_penalty"):
+            check(-2.0 <= getattr(self, name) <= 2.0, name, "between -2 and 2")
+        ok = all(token >= 0 and -100.0 <= bias <= 100.0 for token, bias in self.logit_bias.items())
+        check(ok, "logit_bias", "token ids with biases between -100 and 100")
         ok = self.seed is None or -(2**63) <= self.seed < 2**63
         check(ok, "seed", "a 64-bit integer")
         check(all(self.stop), "stop", "non-empty strings")
         ok = self.policy is None or is_policy(self.policy)
         check(ok, "policy", f"one of {', '.join(POLICY_NAMES)}")
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a bias or a penalty is asked for."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return bool(self.logit_bias) or penalties != (1.0, 0.0, 0.0)
 
 
 class ImageSpan(msgspec.Struct, frozen=True, array_like=True):
@@ -67,6 +90,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     token_ids: tuple[int, ...]
     image_spans: tuple[ImageSpan, ...] = ()
+    num_resumed: int = 0
+    """How many of the last tokens were generated, by a replica that is gone: to the penalties they
+    are part of the answer."""
     sampling: SamplingParams = SamplingParams()
 
 

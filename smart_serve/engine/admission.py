@@ -27,6 +27,10 @@ def check_request(
         raise ClientError("the prompt is empty", code="empty_prompt", param="messages")
     if min(request.token_ids) < 0 or max(request.token_ids) >= model.vocab_size:
         raise ClientError("a token id is outside the vocabulary", param="prompt_token_ids")
+    if any(token >= model.vocab_size for token in request.sampling.logit_bias):
+        raise ClientError("a token id is outside the vocabulary", param="logit_bias")
+    if not 0 <= request.num_resumed <= prompt:
+        raise ClientError("more tokens are resumed than there are", param="num_resumed")
     if prompt + wanted > max_context:
         raise ClientError(
             f"the prompt has {prompt} tokens and max_tokens is {wanted}, together more than "

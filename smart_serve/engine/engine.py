@@ -20,7 +20,7 @@ from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.admission import check_request
 from smart_serve.engine.drafting import Drafted, Drafting, mean_context
 from smart_serve.engine.emission import Emission, cut_at_end, finish_chunk, tally_step
-from smart_serve.engine.packing import drawn_positions, image_rows, pack
+from smart_serve.engine.packing import image_rows, pack
 from smart_serve.engine.sampler import Drawn, draw
 from smart_serve.engine.scheduler import Scheduler, StepWork
 from smart_serve.engine.sequence import Sequence, State
@@ -170,9 +170,7 @@ class Engine:
         sequences = [*work.decodes, *finished]
         if not sequences:
             return Drawn.nothing()
-        counts = [*(drafted.forest.sizes + 1).tolist(), *([1] * len(finished))]
-        positions = drawn_positions(sequences, drafted.forest)
-        return draw(self.model.logits(hidden), sequences, counts, positions)
+        return draw(self.model.logits(hidden), sequences, drafted.forest)
 
     def _commit(
         self, work: StepWork, drafted: Drafted, verified: Verified

@@ -64,11 +64,17 @@ def ancestors(parents: Ints) -> NDArray[np.bool_]:
     return visible
 
 
+def row_counts(num_sequences: int, forest: Forest) -> Ints:
+    """Logits rows of each sequence: its tree's nodes and root, or the end of its prompt."""
+    counts = np.ones(num_sequences, np.int64)
+    counts[: forest.num_trees] += forest.sizes
+    return counts
+
+
 def drawn_positions(sequences: Seq[Sequence], forest: Forest) -> Ints:
     """Where the token drawn after each logits row would stand: one row per tree row of the first
     `forest.num_trees` sequences, one for each of the others (whose prompts are finished)."""
-    counts = np.ones(len(sequences), np.int64)
-    counts[: forest.num_trees] += forest.sizes
+    counts = row_counts(len(sequences), forest)
     depths = np.zeros(int(counts.sum()), np.int64)
     trees = np.repeat(np.arange(forest.num_trees), forest.sizes)
     depths[np.arange(forest.num_nodes) + trees + 1] = forest.depths

@@ -10,7 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.sample import counter_uniform, sample
+from smart_serve.engine.packing import drawn_positions, row_counts
+from smart_serve.engine.penalties import penalised
 from smart_serve.engine.sequence import Sequence
+from smart_serve.speculation.tree import Forest
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,38 +28,36 @@ class Drawn:
         return Drawn(np.empty(0, np.int64), np.empty(0, np.bool_))
 
 
-def draw(
-    logits: torch.Tensor, sequences: Seq[Sequence], counts: Seq[int], positions: NDArray[np.int64]
-) -> Drawn:
-    """Tokens for logits [R, V]; `counts[i]` rows in a row belong to `sequences[i]`.
-
-    `positions` [R] is where each drawn token would stand: the key of its uniform.
-    """
+def draw(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> Drawn:
+    """Tokens for logits [R, V]: the rows of each of the first sequences' trees (its root's first),
+    then one row for each sequence that has none."""
     # One reduction for the whole row: a sum is finite only if every logit is. In float32, for a
     # large vocabulary's logits add up to more than float16 holds.
     finite = torch.isfinite(logits.sum(dim=-1, dtype=torch.float32))
+    shaped = penalised(logits, sequences, forest)
     if all(sequence.request.sampling.temperature == 0 for sequence in sequences):
-        tokens = logits.argmax(dim=-1)
+        tokens = shaped.argmax(dim=-1)
     else:
-        tokens = _sample(logits, sequences, counts, positions)
+        tokens = _sample(shaped, sequences, forest)
     both = torch.stack((tokens, finite.to(tokens))).cpu().numpy()
     return Drawn(both[0], both[1].astype(np.bool_))
 
 
-def _sample(
-    logits: torch.Tensor, sequences: Seq[Sequence], counts: Seq[int], positions: NDArray[np.int64]
-) -> torch.Tensor:
+def _sample(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> torch.Tensor:
+    counts = row_counts(len(sequences), forest)
     params = [sequence.request.sampling for sequence in sequences]
     seeds = np.repeat(np.asarray([s.seed for s in sequences], np.int64), counts)
     real = np.stack(
         (
             np.repeat([p.temperature for p in params], counts),
             np.repeat([p.top_p for p in params], counts),
-            counter_uniform(seeds, positions),
+            np.repeat([p.min_p for p in params], counts),
+            counter_uniform(seeds, drawn_positions(sequences, forest)),
         )
     )
     on_device = torch.from_numpy(real).to(logits.device)
     top_ks = torch.from_numpy(np.repeat([p.top_k for p in params], counts)).to(logits.device)
+    temperatures, top_ps, min_ps, uniforms = on_device
     # A NaN row would poison nothing but itself; zeros keep the sampler's own checks quiet.
     clean = torch.nan_to_num(logits)
-    return sample(clean, on_device[0], on_device[1], top_ks, on_device[2])
+    return sample(clean, temperatures, top_ps, top_ks, min_ps, uniforms)

@@ -36,6 +36,7 @@ def test_the_second_replica_goes_on_where_the_first_stopped() -> None:
     third = resumption.request()
     assert third.token_ids == (1, 2, 3, 7, 8, 9, 4)
     assert third.sampling.max_tokens == 6
+    assert (second.num_resumed, third.num_resumed) == (3, 4)
     stats = RequestStats(
         prompt_tokens=7, completion_tokens=2, target_steps=1, accepted_tokens=1, verify_ms=2.0
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from draft_doubles import KnowingDrafter, thicket
+from draft_doubles import KnowingDrafter, forest_of, thicket
 from engine_rig import Case, answers, make_engine, random_feature_drafter, run_all
 from small_models import VOCAB
 
@@ -103,6 +103,7 @@ def test_only_rows_that_are_not_finite_are_called_so(
     logits[:, 7] = 3.0
     logits[1, 5], logits[2, 5] = float("nan"), float("inf")
     sequence = one_row(SamplingParams(temperature=temperature, top_k=1))
-    drawn = sampler.draw(logits, [sequence], [4], np.arange(4))
+    forest = forest_of([[(3, 0), (3, 1), (3, 2)]])
+    drawn = sampler.draw(logits, [sequence], forest)
     assert drawn.is_finite.tolist() == [True, False, False, True]
     assert drawn.token_ids[[0, 3]].tolist() == [7, 7]

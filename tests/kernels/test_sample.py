@@ -29,11 +29,14 @@ def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def plain_probs(logits: list[float], temperature: float, top_p: float, top_k: int) -> list[float]:
-    """Definition, one row, plain Python: softmax(l / T), then top-k, then top-p; normalised."""
+def plain_probs(
+    logits: list[float], temperature: float, top_p: float, top_k: int, min_p: float = 0.0
+) -> list[float]:
+    """Definition, one row, plain Python: softmax(l / T), then min-p, top-k, top-p; normalised."""
     top = max(logits)
     weights = [math.exp((x - top) / temperature) for x in logits]
     probs = [w / sum(weights) for w in weights]
+    probs = [p if p >= min_p * max(probs) else 0.0 for p in probs]
     order = sorted(range(len(probs)), key=lambda v: -probs[v])
     order = order[:top_k] if top_k else order
     kept, mass, total = [], 0.0, sum(probs[v] for v in order)
@@ -49,18 +52,20 @@ def row(value: float, count: int = 1) -> torch.Tensor:
     return torch.full((count,), value, dtype=torch.float64)
 
 
-params = st.tuples(st.floats(0.05, 2.0), st.floats(0.05, 1.0), st.integers(0, 12))
+min_ps = st.one_of(st.just(0.0), st.floats(0.0, 1.0))
+params = st.tuples(st.floats(0.05, 2.0), st.floats(0.05, 1.0), st.integers(0, 12), min_ps)
 
 
 @settings(deadline=None, max_examples=150)
 @given(seed=st.integers(0, 10_000), vocab=st.integers(1, 12), params=params)
 def test_probabilities_equal_the_definition(
-    seed: int, vocab: int, params: tuple[float, float, int]
+    seed: int, vocab: int, params: tuple[float, float, int, float]
 ) -> None:
-    temperature, top_p, top_k = params
+    temperature, top_p, top_k, min_p = params
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(seed)) * 3
-    got = target_probs(logits[None], row(temperature), row(top_p), torch.tensor([top_k]))[0]
-    expected = plain_probs(logits.tolist(), temperature, top_p, top_k)
+    controls = (row(temperature), row(top_p), torch.tensor([top_k]), row(min_p))
+    got = target_probs(logits[None], *controls)[0]
+    expected = plain_probs(logits.tolist(), *params)
     assert (got / got.sum()).tolist() == pytest.approx(expected, abs=1e-12)
 
 
@@ -71,14 +76,13 @@ def test_probabilities_equal_the_definition(
     uniform=st.one_of(st.floats(0.0, 1.0, exclude_max=True), st.just(1 - 2**-53), st.just(0.0)),
 )
 def test_the_token_is_the_inverse_of_the_distribution(
-    seed: int, params: tuple[float, float, int], uniform: float
+    seed: int, params: tuple[float, float, int, float], uniform: float
 ) -> None:
-    temperature, top_p, top_k = params
+    temperature, top_p, top_k, min_p = params
     logits = torch.randn(10, generator=torch.Generator().manual_seed(seed)) * 3
-    token = int(
-        sample(logits[None], row(temperature), row(top_p), torch.tensor([top_k]), row(uniform))[0]
-    )
-    probs = plain_probs(logits.tolist(), temperature, top_p, top_k)
+    controls = (row(temperature), row(top_p), torch.tensor([top_k]), row(min_p))
+    token = int(sample(logits[None], *controls, row(uniform))[0])
+    probs = plain_probs(logits.tolist(), *params)
     below = sum(probs[:token])
     assert probs[token] > 0.0
     assert below - 1e-12 <= uniform <= below + probs[token] + 1e-12
@@ -86,7 +90,8 @@ def test_the_token_is_the_inverse_of_the_distribution(
 
 def test_greedy_is_the_arg_max_whatever_the_uniform() -> None:
     logits = torch.randn(50, 17, generator=torch.Generator().manual_seed(0))
-    got = sample(logits, row(0.0, 50), row(0.3, 50), torch.full((50,), 2), torch.rand(50).double())
+    controls = (row(0.0, 50), row(0.3, 50), torch.full((50,), 2), row(0.5, 50))
+    got = sample(logits, *controls, torch.rand(50).double())
     assert torch.equal(got, logits.argmax(dim=-1))
 
 
@@ -98,8 +103,9 @@ def test_a_uniform_close_to_one_never_selects_an_impossible_token(
     """Impossible tokens at the end of the vocabulary are where rounding would land."""
     logits = torch.cat((torch.randn(40), torch.full((tail,), -torch.inf)))[None]
     for top_p, top_k in ((1.0, 0), (0.7, 0), (1.0, 3), (0.9, 5)):
-        token = sample(logits, row(1.0), row(top_p), torch.tensor([top_k]), row(uniform))
-        probs = target_probs(logits, row(1.0), row(top_p), torch.tensor([top_k]))[0]
+        controls = (row(1.0), row(top_p), torch.tensor([top_k]), row(0.0))
+        token = sample(logits, *controls, row(uniform))
+        probs = target_probs(logits, *controls)[0]
         assert probs[int(token)] > 0
 
 
@@ -113,12 +119,13 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     top_ps = torch.from_numpy(rng.choice([1.0, 1.0, 0.9, 0.3], 60))
     top_ks = torch.from_numpy(rng.choice([0, 0, 1, 7], 60))
     uniforms = torch.from_numpy(rng.random(60))
-    temperatures[0], top_ps[0], top_ks[0], uniforms[0] = 1.0, 1.0, 0, 0.0
-    arguments = (logits, temperatures, top_ps, top_ks, uniforms)
+    min_ps = torch.from_numpy(rng.choice([0.0, 0.0, 0.1], 60))
+    temperatures[0], top_ps[0], top_ks[0], min_ps[0], uniforms[0] = 1.0, 1.0, 0, 0.0, 0.0
+    arguments = (logits, temperatures, top_ps, top_ks, min_ps, uniforms)
     together = sample(*arguments)
     alone = [int(sample(*(a[i : i + 1] for a in arguments))[0]) for i in range(60)]
     assert together.tolist() == alone
-    both = (target_probs(*arguments[:4])[0], target_probs(*(a[:1] for a in arguments[:4]))[0])
+    both = (target_probs(*arguments[:5])[0], target_probs(*(a[:1] for a in arguments[:5]))[0])
     assert torch.equal(*both)
 
 
@@ -129,7 +136,7 @@ def test_draws_follow_the_law(top_p: float, top_k: int) -> None:
     uniforms = torch.from_numpy(counter_uniform(np.full(draws, 9), np.arange(draws)))
     tokens = sample(
         logits.expand(draws, 12), row(0.9, draws), row(top_p, draws),
-        torch.full((draws,), top_k), uniforms,
+        torch.full((draws,), top_k), row(0.0, draws), uniforms,
     )  # fmt: skip
     expected = draws * np.asarray(plain_probs(logits.tolist(), 0.9, top_p, top_k))
     counts = np.bincount(tokens.numpy(), minlength=12)
