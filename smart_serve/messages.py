@@ -82,6 +82,8 @@ class ImageSpan(msgspec.Struct, frozen=True, array_like=True):
     """Number of image tokens."""
     content_hash: str
     """Of the checked picture's bytes; features and prefixes are shared by it."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of its tokens, where the model's positions tell them apart (M-RoPE)."""
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):

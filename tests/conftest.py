@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import IMAGE_TOKEN, small_text_config
+from small_models import IMAGE_TOKEN, PATCH_PX, small_qwen2_vl_config, small_text_config
 from transformers import (
     CLIPVisionConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 
 @pytest.fixture(scope="session")
@@ -48,4 +50,16 @@ def small_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(12)
         LlavaForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image token is 8 x 8 pixels; a picture becomes 4 to 25 of them."""
+    folder = tmp_path_factory.mktemp("small_qwen2_vl")
+    with torch.random.fork_rng():
+        torch.manual_seed(13)
+        Qwen2VLForConditionalGeneration(small_qwen2_vl_config()).save_pretrained(folder)
+    size = {"shortest_edge": 4 * 8 * 8, "longest_edge": 25 * 8 * 8}
+    Qwen2VLImageProcessorPil(patch_size=PATCH_PX, size=size).save_pretrained(folder)
     return folder

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smart_serve.errors import ClientError
-from smart_serve.messages import GenerateRequest
+from smart_serve.messages import GenerateRequest, ImageSpan
 from smart_serve.models.target import TargetModel
 
 
@@ -43,7 +43,18 @@ def check_request(
             f"{len(request.image_spans)} pictures in the prompt, features for {len(features)}",
             param="images",
         )
+    free_from = 0
     for span, array in zip(request.image_spans, features, strict=True):
-        inside = span.start >= 0 and span.start + span.length <= prompt
-        if not inside or array.shape != (span.length, model.hidden_size):
+        end = span.start + span.length
+        if not free_from <= span.start <= end <= prompt:
+            raise ClientError("the places of the pictures do not fit the prompt", param="images")
+        if array.shape != (span.length, model.hidden_size):
             raise ClientError("a picture's features do not fit its place", param="images")
+        if model.has_mrope and not _is_grid_of(span):
+            raise ClientError("a picture's grid does not fit its place", param="images")
+        free_from = end
+
+
+def _is_grid_of(span: ImageSpan) -> bool:
+    rows, columns = span.grid or (0, 0)
+    return min(rows, columns) > 0 and rows * columns == span.length

@@ -97,7 +97,8 @@ class Engine:
         )
         seed = request.sampling.seed
         seed = secrets.randbits(63) if seed is None else seed
-        sequence = Sequence(self._next_id, request, on_device, seed, MAX_INBOX_ROWS)
+        rope = self.model.rope_positions(request.image_spans)
+        sequence = Sequence(self._next_id, request, on_device, seed, MAX_INBOX_ROWS, rope)
         self.scheduler.add(sequence)
         self._next_id += 1
         return sequence

@@ -29,7 +29,7 @@ def tree_rows(sequence: Sequence, forest: Forest, index: int) -> Rows:
         blocks=sequence.blocks,
         num_committed=committed,
         token_ids=np.concatenate(([sequence.tokens[-1]], forest.token_ids[begin:end])),
-        positions=committed + depths,
+        positions=sequence.positions_of(committed + depths),
         visible=ancestors(parents),
     )
 
@@ -41,7 +41,7 @@ def chunk_rows(chunk: PrefillChunk) -> Rows:
         blocks=sequence.blocks,
         num_committed=chunk.start,
         token_ids=np.asarray(sequence.tokens[chunk.start : end], np.int64),
-        positions=np.arange(chunk.start, end),
+        positions=sequence.positions_of(np.arange(chunk.start, end)),
         visible=np.tri(chunk.length, dtype=np.bool_),
     )
 

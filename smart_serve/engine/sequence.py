@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from smart_serve.messages import FinishReason, GenerateRequest, RequestStats
+from smart_serve.models.rope import RopePositions
 
 
 class State(Enum):
@@ -87,11 +88,13 @@ class Sequence:
         image_features: tuple[torch.Tensor, ...],
         seed: int,
         max_inbox_rows: int,
+        rope: RopePositions | None = None,
     ) -> None:
         self.id = sequence_id
         self.request = request
         self.image_features = image_features
         self.seed = seed
+        self._rope = rope
         self.tokens: list[int] = list(request.token_ids)
         """Prompt and emitted tokens; the last one is pending: its KV is not in the cache."""
         self.num_prompt = len(request.token_ids)
@@ -120,6 +123,10 @@ class Sequence:
         """Its own newest token is pending. The last token of a prompt is not: it may be a
         picture's, whose features only a prefill chunk places."""
         return self.num_uncomputed == 1 and self.num_generated > 0
+
+    def positions_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """RoPE positions of the tokens at `indices` [n]: the same, or [3, n] under M-RoPE."""
+        return indices if self._rope is None else self._rope.at(indices)
 
     def restart(self) -> None:
         """After its KV blocks were taken: all tokens are to be computed again."""

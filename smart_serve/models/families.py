@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig
 
-from smart_serve.checkpoint import Checkpoint, read_json
+from smart_serve.checkpoint import Checkpoint
 from smart_serve.errors import ConfigError
 from smart_serve.models.llama import load_llama
+from smart_serve.models.llava import load_llava
+from smart_serve.models.qwen2_vl import load_qwen2_vl
 from smart_serve.models.target import TargetModel
+
+_LOADERS: Mapping[str, Callable[..., TargetModel]] = {
+    "llama": load_llama,
+    "llava": load_llava,
+    "qwen2_vl": load_qwen2_vl,
+}
 
 
 def load_target(folder: Path, dtype: torch.dtype, device: torch.device | str) -> TargetModel:
     """The language part of the model in `folder`. Raises `ConfigError` for other families."""
     checkpoint = Checkpoint(folder)
-    config = AutoConfig.from_pretrained(folder)
-    text_config, image_token_id = _language_part(config)
-    model = load_llama(checkpoint, text_config, dtype, device)
-    return TargetModel(
-        model.model,
-        model.lm_head,
-        image_token_id=image_token_id,
-        eos_token_ids=eos_token_ids(folder, text_config),
-    )
-
-
-def _language_part(config: PretrainedConfig) -> tuple[PretrainedConfig, int | None]:
-    if config.model_type == "llava" and config.text_config.model_type == "llama":
-        return config.text_config, config.image_token_id
-    if config.model_type == "llama":
-        return config, None
-    raise ConfigError(f"model type '{config.model_type}' is not supported (llama, llava are)")
-
-
-def eos_token_ids(folder: Path, text_config: PretrainedConfig) -> frozenset[int]:
-    """Tokens that end an answer: generation_config.json's, else the model config's."""
-    path = folder / "generation_config.json"
-    ids = read_json(path).get("eos_token_id") if path.is_file() else None
-    ids = text_config.eos_token_id if ids is None else ids
-    if ids is None:
-        return frozenset()
-    return frozenset(ids if isinstance(ids, list) else [ids])
+    model_type = checkpoint.config.get("model_type")
+    loader = _LOADERS.get(str(model_type))
+    if loader is None:
+        known = ", ".join(_LOADERS)
+        raise ConfigError(f"{folder}: model type '{model_type}' is not supported ({known} are)")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return loader(checkpoint, config, dtype, device)

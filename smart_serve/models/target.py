@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from smart_serve.checkpoint import read_json
+from smart_serve.errors import ConfigError
+from smart_serve.messages import ImageSpan
 from smart_serve.models.attention import AttentionStep
+from smart_serve.models.rope import RopePositions
+
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""RoPE scalings whose frequencies do not depend on what else is in the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +39,25 @@ class TargetModel:
         *,
         image_token_id: int | None,
         eos_token_ids: frozenset[int],
+        has_mrope: bool = False,
     ) -> None:
         self._body = body
         self._head = head
         config: PretrainedConfig = body.config
         self.image_token_id = image_token_id
         self.eos_token_ids = eos_token_ids
+        self.has_mrope = has_mrope
+        """Positions have three axes, and pictures need their grids."""
         self.vocab_size: int = head.out_features
         self.hidden_size: int = config.hidden_size
         self.max_context: int = config.max_position_embeddings
         self.kv_shape = kv_shape(config)
         self.dtype: torch.dtype = head.weight.dtype
         self.device: torch.device = head.weight.device
+
+    def rope_positions(self, spans: Sequence[ImageSpan]) -> RopePositions | None:
+        """Positions of a prompt with these pictures; None: a token's index is its position."""
+        return RopePositions(spans) if self.has_mrope else None
 
     def embed(
         self, token_ids: torch.Tensor, image_rows: Mapping[int, torch.Tensor] | None = None
@@ -57,10 +72,13 @@ class TargetModel:
     def forward(
         self, embeds: torch.Tensor, positions: torch.Tensor, step: AttentionStep
     ) -> torch.Tensor:
-        """Last hidden states [N, h], after the final norm, of packed rows [N, h]."""
+        """Last hidden states [N, h], after the final norm, of packed rows [N, h].
+
+        `positions`: [N], or [3, N] under M-RoPE.
+        """
         output = self._body(
             inputs_embeds=embeds.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
+            position_ids=positions.unsqueeze(-2),
             use_cache=False,
             step=step,
         )
@@ -76,3 +94,20 @@ class TargetModel:
 def kv_shape(config: PretrainedConfig) -> KvShape:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return KvShape(config.num_hidden_layers, config.num_key_value_heads, head_dim)
+
+
+def check_rope(config: PretrainedConfig) -> None:
+    """ConfigError for a RoPE scaling that would make answers depend on the batch."""
+    rope_type = config.rope_parameters.get("rope_type", "default")
+    if rope_type not in _ROPE_TYPES:
+        raise ConfigError(f"RoPE of type '{rope_type}' is not supported ({', '.join(_ROPE_TYPES)})")
+
+
+def eos_token_ids(folder: Path, text_config: PretrainedConfig) -> frozenset[int]:
+    """Tokens that end an answer: generation_config.json's, else the model config's."""
+    path = folder / "generation_config.json"
+    ids = read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = text_config.eos_token_id if ids is None else ids
+    if ids is None:
+        return frozenset()
+    return frozenset(ids if isinstance(ids, list) else [ids])

@@ -23,7 +23,7 @@ class Rows:
     blocks: list[int]
     num_committed: int
     token_ids: Ints  # [n]
-    positions: Ints  # [n] of the token in its sequence (tree nodes: committed + depth)
+    positions: Ints  # [n] RoPE positions (tree nodes: committed + depth); [3, n] under M-RoPE
     visible: NDArray[np.bool_]
     """[n, m + n]: what each row sees beyond the committed tokens, all of which it sees: first m
     rows of earlier passes over the same tree, then the rows of this pass."""
@@ -44,7 +44,7 @@ class PackedStep:
     """One forward pass, ready for the device."""
 
     token_ids: torch.Tensor  # [N]
-    positions: torch.Tensor  # [N]
+    positions: torch.Tensor  # [N], or [3, N] under M-RoPE
     attention: AttentionStep
     first_rows: Ints  # [num_sequences + 1] rows of sequence i: first_rows[i] .. first_rows[i + 1]
 
@@ -64,10 +64,10 @@ def pack_rows(groups: Sequence[Sequence[Rows]], cache: KvCache, like: torch.Tens
             attention_groups.append(_attention_group(group, starts, cache.block_tokens, like))
         index += len(group)
     ids = np.concatenate([rows.token_ids for rows in flat])
-    positions = np.concatenate([rows.positions for rows in flat])
-    packed = torch.from_numpy(np.stack((ids, positions, np.concatenate(slots)))).to(like.device)
-    attention = AttentionStep(cache.keys, cache.values, packed[2], tuple(attention_groups))
-    return PackedStep(packed[0], packed[1], attention, first_rows)
+    positions = np.concatenate([rows.positions for rows in flat], axis=-1)
+    packed = torch.from_numpy(np.vstack((ids, np.concatenate(slots), positions))).to(like.device)
+    attention = AttentionStep(cache.keys, cache.values, packed[1], tuple(attention_groups))
+    return PackedStep(packed[0], packed[2:].view(positions.shape), attention, first_rows)
 
 
 def _attention_group(
