@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,10 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+# Before anything starts a process: no test reads or writes the user's measured costs.
+_COSTS = tempfile.TemporaryDirectory(prefix="smart-serve-costs-")
+os.environ["SMART_SERVE_COSTS"] = _COSTS.name
 
 
 @pytest.fixture(scope="session")

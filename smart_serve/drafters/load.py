@@ -12,18 +12,24 @@ from smart_serve.checkpoint import Checkpoint, build_module
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.feature_drafter import FeatureDrafter
 from smart_serve.drafters.feature_network import FeatureDraftNetwork
-from smart_serve.drafters.measure import measure_layer_cost
+from smart_serve.drafters.measure import GRID, measure_layer_cost
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.errors import ConfigError
 from smart_serve.models.attention import ATTENTION
+from smart_serve.models.fingerprint import fingerprint
 from smart_serve.models.folders import resolve_drafter
+from smart_serve.speculation.cost import Curve
+from smart_serve.speculation.cost_store import CostStore
 
 _NETWORK_LAYOUT = {"embed_tokens.": "embed_tokens.", "fc.": "fc.", "layers.": "layers."}
 _HEAD_LAYOUTS = ({"language_model.lm_head.": ""}, {"lm_head.": ""})
 
 
-def load_drafter(drafter: str, model_folder: Path, config: EngineConfig) -> Drafter:
-    """The drafter in a folder ("bundled": our own), with its cost measured on this device.
+def load_drafter(
+    drafter: str, model_folder: Path, config: EngineConfig, store: CostStore | None = None
+) -> Drafter:
+    """The drafter in a folder ("bundled": our own), with what it costs on this device: from the
+    `store` (by default the user's) or measured now.
 
     `model_folder` is the target's: feature drafters use the target's own head.
     """
@@ -40,7 +46,13 @@ def load_drafter(drafter: str, model_folder: Path, config: EngineConfig) -> Draf
         num_blocks=config.kv_tokens // config.block_tokens + 1,
         block_tokens=config.block_tokens,
     )
-    feature_drafter.set_layer_cost(measure_layer_cost(feature_drafter))
+    feature_drafter.set_layer_cost(
+        (store or CostStore.of_user()).get(
+            fingerprint("drafter", checkpoint.config, dtype, torch.device(device), GRID),
+            Curve,
+            lambda: measure_layer_cost(feature_drafter),
+        )
+    )
     return feature_drafter
 
 

@@ -9,23 +9,24 @@ import torch
 
 from smart_serve.drafters.protocol import DraftBatch, Drafter, DraftInput
 from smart_serve.speculation.cost import Curve
+from smart_serve.speculation.cost_grid import LAYER_ROWS
 from smart_serve.speculation.plan import GrowthPlan
 
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 REPEATS = 5
 WARM_UP = 2
 CONTEXT = 64
 """Tokens each sequence has committed; a drafting layer's cost hardly depends on it at this size."""
+GRID = (LAYER_ROWS, CONTEXT)
 _FIRST_ID = -1_000
 """Sequence ids below zero: no engine uses them."""
 
 
 def measure_layer_cost(drafter: Drafter) -> Curve:
-    """Median milliseconds of a pass over `ROWS` rows, one row for each of as many sequences."""
+    """Median milliseconds of a pass over so many rows, one for each of as many sequences."""
     info = drafter.info
     width = info.vector_size if info.wants_vector_per_token else None
     times = []
-    for rows in ROWS:
+    for rows in LAYER_ROWS:
         ids = range(_FIRST_ID, _FIRST_ID - rows, -1)
         drafter.propose(_batch(ids, 0, CONTEXT, width))
         samples = []
@@ -34,7 +35,7 @@ def measure_layer_cost(drafter: Drafter) -> Curve:
             samples.append(proposal.layer_ms[0])
         times.append(statistics.median(samples[WARM_UP:]))
         drafter.close(ids)
-    return Curve.monotone(ROWS, times)
+    return Curve.monotone(LAYER_ROWS, times)
 
 
 def _batch(ids: range, start: int, length: int, width: int | None) -> DraftBatch:

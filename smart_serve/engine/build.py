@@ -6,20 +6,58 @@ from pathlib import Path
 
 import torch
 
+from smart_serve.checkpoint import read_json
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.engine import Engine
-from smart_serve.engine.measure import measure_costs
+from smart_serve.engine.measure import cost_grid, measure_costs
 from smart_serve.models.families import load_target
+from smart_serve.models.fingerprint import fingerprint
+from smart_serve.models.target import TargetModel
 from smart_serve.paging.kv_cache import KvCache
+from smart_serve.speculation.cost import CostTable
+from smart_serve.speculation.cost_store import CostStore
 
 
 def build_engine(
-    model_folder: Path, config: EngineConfig, drafter: Drafter | None, *, progress: bool = False
+    model_folder: Path,
+    config: EngineConfig,
+    drafter: Drafter | None,
+    *,
+    store: CostStore | None = None,
+    progress: bool = False,
 ) -> Engine:
-    """Load the language model of `model_folder` and measure what its steps cost here."""
+    """Load the language model of `model_folder`, and learn from the `store` (by default the user's)
+    or by measuring what its steps cost here."""
+    model, cache = load_parts(model_folder, config)
+    costs = target_costs(model_folder, model, cache, config, store, progress=progress)
+    return Engine(model, cache, config, costs, drafter)
+
+
+def load_parts(model_folder: Path, config: EngineConfig) -> tuple[TargetModel, KvCache]:
+    """The model and its KV cache."""
     model = load_target(model_folder, getattr(torch, config.dtype), config.device)
     num_blocks = config.kv_tokens // config.block_tokens + 1
-    cache = KvCache(model.kv_shape, num_blocks, config.block_tokens, model.dtype, model.device)
-    costs = measure_costs(model, cache, config.max_running, progress=progress)
-    return Engine(model, cache, config, costs, drafter)
+    return model, KvCache(
+        model.kv_shape, num_blocks, config.block_tokens, model.dtype, model.device
+    )
+
+
+def target_costs(
+    model_folder: Path,
+    model: TargetModel,
+    cache: KvCache,
+    config: EngineConfig,
+    store: CostStore | None = None,
+    *,
+    progress: bool = False,
+) -> CostTable:
+    """What the target's steps cost here: stored, or measured now."""
+    store = store or CostStore.of_user()
+    grid = cost_grid(model, cache, config.max_running)
+    shape = read_json(model_folder / "config.json")
+    return store.get(
+        fingerprint("target", shape, model.dtype, model.device, grid),
+        CostTable,
+        lambda: measure_costs(model, cache, grid, progress=progress),
+    )

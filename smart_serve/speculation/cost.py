@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import itertools
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -21,13 +23,19 @@ class Curve(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y) or not self.x:
             raise ValueError("a curve needs as many values as knots, and at least one")
-        if any(b <= a for a, b in zip(self.x, self.x[1:], strict=False)):
+        if any(b <= a for a, b in itertools.pairwise(self.x)):
             raise ValueError("knots must increase")
+        if min(self.y) < 0.0 or not math.isfinite(sum(self.y)):
+            raise ValueError("values must be finite and not negative")
 
     @staticmethod
     def monotone(x: Sequence[float], y: Sequence[float]) -> Curve:
         """From measurements: noise that falls is lifted, since more work never costs less."""
         return Curve(tuple(map(float, x)), tuple(np.maximum.accumulate(y).tolist()))
+
+    def above(self, other: Curve) -> Curve:
+        """Lifted to `other` wherever it lies below: of the same work with less context."""
+        return Curve.monotone(self.x, np.maximum(self.y, other.at(np.asarray(self.x))).tolist())
 
     def at(self, points: FloatArray) -> FloatArray:
         """Values at `points` [n], in ms."""
@@ -51,15 +59,25 @@ class Curve(msgspec.Struct, frozen=True):
 class CostTable(msgspec.Struct, frozen=True):
     """`verify(tokens, batch, context)` in ms: one curve over packed tokens per (batch, context).
 
-    Batches and contexts between two measured ones are interpolated linearly; outside, the nearest
-    measured one stands.
+    Between two measured batches or contexts it is linear. Beyond the largest measured context it
+    goes on, for attention reads every key once; beyond the batches the nearest one stands.
     """
 
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
     """Committed tokens per sequence."""
     curves: tuple[tuple[Curve, ...], ...]
-    """[batch][context], over the packed query tokens of the step."""
+    """[batch][context], over the packed query tokens of the step. A batch may have been measured at
+    the first few contexts only: where all of its sequences fit into the KV cache."""
+
+    def __post_init__(self) -> None:
+        for knots in (self.batches, self.contexts):
+            if not knots or any(b <= a for a, b in itertools.pairwise(knots)):
+                raise ValueError("batches and contexts must increase, and there must be some")
+        if len(self.curves) != len(self.batches):
+            raise ValueError("a cost table needs curves for every batch")
+        if not all(1 <= len(row) <= len(self.contexts) for row in self.curves):
+            raise ValueError("every batch needs a curve for one context at least")
 
     def verify_ms(self, num_tokens: FloatArray, batch: int, context: float) -> FloatArray:
         """Predicted cost of target forwards over `num_tokens` [n] packed tokens. [n]"""
@@ -76,17 +94,15 @@ class CostTable(msgspec.Struct, frozen=True):
         """The measured curves around (batch, context) with their weights."""
         return [
             (batch_weight * context_weight, self.curves[i][j])
-            for i, batch_weight in _neighbours(self.batches, batch)
-            for j, context_weight in _neighbours(self.contexts, context)
+            for i, batch_weight in _neighbours(self.batches, min(batch, self.batches[-1]))
+            for j, context_weight in _neighbours(self.contexts[: len(self.curves[i])], context)
         ]
 
 
 def _neighbours(knots: Sequence[int], value: float) -> list[tuple[int, float]]:
-    """Indices around `value` with their linear weights."""
-    if value <= knots[0]:
+    """Indices around `value` with their linear weights; past the last knot the line goes on."""
+    if value <= knots[0] or len(knots) == 1:
         return [(0, 1.0)]
-    if value >= knots[-1]:
-        return [(len(knots) - 1, 1.0)]
-    right = bisect.bisect_right(knots, value)
+    right = min(bisect.bisect_right(knots, value), len(knots) - 1)
     weight = (value - knots[right - 1]) / (knots[right] - knots[right - 1])
     return [(right - 1, 1.0 - weight), (right, weight)]

@@ -36,7 +36,15 @@ def test_between_knots_linear_below_flat_and_beyond_with_the_last_slope() -> Non
 
 
 @pytest.mark.parametrize(
-    ("x", "y"), [((), ()), ((1.0,), (1.0, 2.0)), ((2.0, 1.0), (1.0, 2.0)), ((1.0, 1.0), (1.0, 2.0))]
+    ("x", "y"),
+    [
+        ((), ()),
+        ((1.0,), (1.0, 2.0)),
+        ((2.0, 1.0), (1.0, 2.0)),
+        ((1.0, 1.0), (1.0, 2.0)),
+        ((1.0,), (-1.0,)),
+        ((1.0,), (float("nan"),)),
+    ],
 )
 def test_a_curve_that_is_none_is_refused(x: tuple[float, ...], y: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"knots|values"):
@@ -54,13 +62,39 @@ TABLE = CostTable((1, 5), (100, 300), ((flat(1.0), flat(3.0)), (flat(5.0), flat(
     ("batch", "context", "cost"),
     [
         (1, 100.0, 1.0), (5, 300.0, 11.0), (1, 200.0, 2.0), (3, 100.0, 3.0), (3, 200.0, 5.0),
-        (99, 100.0, 5.0), (1, 0.0, 1.0), (1, 9_999.0, 3.0),
+        (99, 100.0, 5.0), (1, 0.0, 1.0), (1, 500.0, 5.0), (5, 400.0, 14.0),
     ],
 )  # fmt: skip
-def test_the_table_is_bilinear_inside_and_nearest_outside(
+def test_the_table_is_bilinear_inside_and_goes_on_with_the_context(
     batch: int, context: float, cost: float
 ) -> None:
     assert TABLE.verify_ms(np.asarray([10.0]), batch, context)[0] == pytest.approx(cost)
+    assert TABLE.step_ms(10.0, batch, context) == pytest.approx(cost)
+
+
+def test_a_batch_may_be_measured_at_fewer_contexts() -> None:
+    ragged = CostTable((1, 5), (100, 300), ((flat(1.0), flat(3.0)), (flat(5.0),)))
+    assert ragged.step_ms(10.0, 1, 300.0) == pytest.approx(3.0)
+    assert ragged.step_ms(10.0, 5, 300.0) == pytest.approx(5.0)
+    assert ragged.step_ms(10.0, 3, 300.0) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("batches", "contexts", "curves"),
+    [
+        ((), (1,), ()),
+        ((2, 1), (1,), ((flat(1.0),), (flat(1.0),))),
+        ((1,), (1, 1), ((flat(1.0),),)),
+        ((1, 2), (1,), ((flat(1.0),),)),
+        ((1,), (1,), ((),)),
+        ((1,), (1,), ((flat(1.0), flat(2.0)),)),
+    ],
+)
+def test_a_table_that_is_none_is_refused(
+    batches: tuple[int, ...], contexts: tuple[int, ...], curves: tuple[tuple[Curve, ...], ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"batch"):
+        CostTable(batches, contexts, curves)
 
 
 @settings(deadline=None)

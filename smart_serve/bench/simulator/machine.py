@@ -7,21 +7,15 @@ from dataclasses import dataclass
 from smart_serve.bench.simulator.device import KERNEL_GAP_MS, Device
 from smart_serve.bench.simulator.shapes import WEIGHT_BYTES, ModelShape
 from smart_serve.speculation.cost import CostTable, Curve
+from smart_serve.speculation.cost_grid import BATCHES, CONTEXTS, LAYER_ROWS, CostGrid, Room
 
 KERNELS_PER_LAYER = 10
 """Of a fused decoder layer: norms, projections, rotary embedding, attention, MLP."""
 DRAFT_HOST_MS = 0.15
 """A draft layer's top k, masks and copies, which no recorded graph holds."""
 
-# The grid of smart_serve/engine/measure.py and smart_serve/drafters/measure.py.
-BATCHES = (1, 4, 16, 64, 256, 512)
-CONTEXTS = (64, 512)
-ROWS_PER_SEQUENCE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-MAX_ROWS = 512
-ROWS_OF_LARGE_BATCH = 4
-PAST_KNEE = 4.0
-LAYER_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 LAYER_CONTEXT = 64
+"""As in smart_serve/drafters/measure.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +46,12 @@ class Machine:
         return products + attention + KERNELS_PER_LAYER * KERNEL_GAP_MS + DRAFT_HOST_MS
 
     def cost_table(self) -> CostTable:
-        """What a replica would measure at start."""
-        return CostTable(
-            BATCHES,
-            CONTEXTS,
-            tuple(tuple(self._curve(batch, context) for context in CONTEXTS) for batch in BATCHES),
+        """What a replica with room for every batch would measure at start."""
+        room = Room(BATCHES[-1] * 2 * CONTEXTS[-1], 1, 2 * CONTEXTS[-1])
+        grid = CostGrid.within(room, BATCHES[-1])
+        return grid.measure(
+            lambda batch, rows, context: self.verify_ms(batch * rows, batch, context),
+            lambda done, total: None,
         )
 
     def layer_cost(self) -> Curve:
@@ -70,10 +65,3 @@ class Machine:
         params = shape.target_params + 2 * shape.head_params + shape.draft_params
         kv_bytes = (shape.num_layers + 1) * shape.kv_bytes_per_layer * batch * context
         return params * WEIGHT_BYTES + kv_bytes < self.device.memory_gb * 1e9
-
-    def _curve(self, batch: int, context: int) -> Curve:
-        most = max(MAX_ROWS, ROWS_OF_LARGE_BATCH * batch)
-        tokens = [batch * rows for rows in ROWS_PER_SEQUENCE if batch * rows <= most]
-        times = [self.verify_ms(count, batch, context) for count in tokens]
-        measured = 1 + sum(ms <= PAST_KNEE * times[0] for ms in times)
-        return Curve.monotone(tokens[:measured], times[:measured])

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from smart_serve.bench.simulator.device import DEVICES
-from smart_serve.bench.simulator.machine import CONTEXTS, ROWS_PER_SEQUENCE, Machine
+from smart_serve.bench.simulator.machine import Machine
 from smart_serve.bench.simulator.shapes import SHAPES
+from smart_serve.speculation.cost_grid import CONTEXTS, ROWS_PER_SEQUENCE
 
 MACHINES = [
     Machine(device, shape) for device, shape in itertools.product(DEVICES.values(), SHAPES.values())

@@ -1,0 +1,68 @@
+"""What the costs measured on this machine depend on."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import kernels
+import smart_serve
+from smart_serve.speculation.cost_store import Fingerprint
+
+_CODE = ("models", "paging", "drafters")
+"""Packages that a forward pass runs through, besides the kernels."""
+
+
+def fingerprint(
+    part: Literal["target", "drafter"],
+    model: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    grid: object,
+) -> Fingerprint:
+    """Of the passes of `part`, whose config.json is `model`, measured on `grid`."""
+    return Fingerprint(
+        part=part,
+        model=_digest(json.dumps(model, sort_keys=True).encode()),
+        dtype=str(dtype).removeprefix("torch."),
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        grid=_digest(repr(grid).encode()),
+        torch=str(torch.__version__),
+        engine=_code_digest(),
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The accelerator's or the processor's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def processor_name() -> str:
+    """As the kernel tells it; else as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@functools.cache
+def _code_digest() -> str:
+    """A new kernel has new costs, whatever version it comes in."""
+    root = Path(smart_serve.__path__[0])
+    folders = [Path(kernels.__path__[0]), *(root / name for name in _CODE)]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    return _digest(b"".join(path.read_bytes() for path in files))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

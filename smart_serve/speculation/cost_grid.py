@@ -1,0 +1,99 @@
+"""Where costs are measured, whatever the clock: a device's, or a simulated one's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from smart_serve.speculation.cost import CostTable, Curve
+
+BATCHES = (1, 4, 16, 64, 256, 512)
+CONTEXTS = (64, 256, 1024)
+"""Attention's cost is linear in the context, and the table goes on beyond the last one."""
+ROWS_PER_SEQUENCE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Up to `MAX_ROWS` even for one sequence: a curve that ends on the flat part, where the weights are
+loaded, would go on flat, and hundreds of draft nodes would look free."""
+MAX_ROWS = 512
+"""Packed rows of the largest measured step; beyond it the curve goes on with its last slope."""
+ROWS_OF_LARGE_BATCH = 4
+"""Rows per sequence that are measured even where that makes more than `MAX_ROWS`."""
+PAST_KNEE = 4.0
+"""A step that takes so many times the smallest one is bound by arithmetic: the curve goes on
+straight, and need not be measured further."""
+LAYER_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Rows of a drafting pass."""
+
+StepClock = Callable[[int, int, int], float]
+"""(batch, rows per sequence, context) -> milliseconds of such a target forward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Sequences that a device holds: KV blocks (none of them set aside), and a model's context."""
+
+    num_blocks: int
+    block_tokens: int
+    max_context: int
+
+    def holds(self, batch: int, tokens: int) -> bool:
+        """Whether `batch` sequences of so many tokens fit."""
+        return batch * -(-tokens // self.block_tokens) <= self.num_blocks
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """Those that one sequence can have."""
+        most = min(self.num_blocks * self.block_tokens, self.max_context)
+        return tuple(c for c in CONTEXTS if c + ROWS_OF_LARGE_BATCH <= most) or (max(1, most // 2),)
+
+
+@dataclass(frozen=True, slots=True)
+class CostGrid:
+    """Each batch at those contexts whose sequences fit."""
+
+    cells: tuple[tuple[int, tuple[int, ...]], ...]
+    """(batch, contexts), both rising; every batch has the first context."""
+    room: Room
+
+    @staticmethod
+    def within(room: Room, max_batch: int) -> CostGrid:
+        """For batches up to `max_batch`."""
+
+        def fits(batch: int, context: int) -> bool:
+            return room.holds(batch, context + ROWS_OF_LARGE_BATCH)
+
+        contexts = room.contexts
+        batches = [b for b in BATCHES if b <= max_batch and fits(b, contexts[0])] or [1]
+        cells = ((b, tuple(c for c in contexts if fits(b, c)) or contexts[:1]) for b in batches)
+        return CostGrid(tuple(cells), room)
+
+    def measure(self, step_ms: StepClock, progress: Callable[[int, int], None]) -> CostTable:
+        """The table; `progress` is told (done, total) after each curve."""
+        curves, done, total = [], 0, sum(len(contexts) for _, contexts in self.cells)
+        for batch, contexts in self.cells:
+            row: list[Curve] = []
+            for context in contexts:
+                curve = self._curve(batch, context, step_ms)
+                # More context never costs less; noise would go on beyond the last one.
+                row.append(curve.above(row[-1]) if row else curve)
+                done += 1
+                progress(done, total)
+            curves.append(tuple(row))
+        batches = tuple(batch for batch, _ in self.cells)
+        return CostTable(batches, self.cells[0][1], tuple(curves))
+
+    def _curve(self, batch: int, context: int, step_ms: StepClock) -> Curve:
+        tokens: list[int] = []
+        times: list[float] = []
+        for rows in self._rows(batch, context):
+            if times and times[-1] > PAST_KNEE * times[0]:
+                break
+            tokens.append(batch * rows)
+            times.append(step_ms(batch, rows, context))
+        return Curve.monotone(tokens, times)
+
+    def _rows(self, batch: int, context: int) -> Iterator[int]:
+        most = max(MAX_ROWS, ROWS_OF_LARGE_BATCH * batch)
+        yield 1
+        for rows in ROWS_PER_SEQUENCE[1:]:
+            if batch * rows <= most and self.room.holds(batch, context + rows):
+                yield rows
