@@ -31,7 +31,7 @@ def rate(grower: SmartGrower, chosen: tuple[int, ...]) -> float:
     """Expected tokens over the cost of the step, from the definition."""
     probs = grower.column("path_probs")
     tokens = grower.num_trees + sum(probs[i] for i in chosen)
-    verify = np.interp(len(chosen), grower.plan.verify_knots, grower.plan.verify_knot_ms)
+    verify = grower.plan.verify_ms(len(chosen))[-1]
     return float(tokens / (grower._spent_ms + verify))
 
 
