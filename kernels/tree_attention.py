@@ -4,6 +4,9 @@
 
 where s runs over the cached tokens of n's own sequence: all committed ones, and of this step's own
 tokens the ancestors of n and n itself (mask 0; elsewhere −inf).
+
+On a CPU the queries come in padded groups with dense masks, for dense matrix products are what it
+is good at; on a GPU they come ragged, with one bit per pair of tree tokens.
 """
 
 from __future__ import annotations
@@ -27,18 +30,48 @@ class AttentionGroup:
     real_queries: torch.Tensor | None  # [num_rows] index of each packed row among the padded ones
 
 
+@dataclass(frozen=True, slots=True)
+class RaggedAttention:
+    """All rows of a step as they are packed, for the GPU; int64 throughout."""
+
+    tiles: torch.Tensor  # [T, 2] sequence, first row: the next TILE_ROWS rows, up to its end
+    sequences: torch.Tensor  # [B, 4] end row, committed slots, slots in all, start in `blocks`
+    blocks: torch.Tensor  # [.] the sequences' block tables one after another
+    prefixes: torch.Tensor  # [N] how many of its sequence's slots a row sees without a gap
+    ancestors: torch.Tensor  # [N, W] bit j % 64 of word j // 64: it sees slot committed + j
+    max_slots: int
+    """No sequence has more slots than that."""
+
+
+TILE_ROWS = 16
+"""Query rows of one tile: what a tensor core multiplies at once."""
+
+
 def tree_attention(
     query: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
-    groups: Sequence[AttentionGroup],
+    rows: Sequence[AttentionGroup] | RaggedAttention,
     scale: float,
 ) -> torch.Tensor:
     """Attention output [N, H, D] of queries [N, H, D]; caches [blocks, block_tokens, H_kv, D].
 
-    The step's own keys and values are in the cache already.
+    The step's own keys and values are in the cache already. Ragged rows need a GPU.
     """
-    outputs = [_attend(query, key_cache, value_cache, group, scale) for group in groups]
+    if isinstance(rows, RaggedAttention):
+        from kernels.gpu.tree_attention import attend
+
+        tables = (rows.tiles, rows.sequences, rows.blocks, rows.prefixes, rows.ancestors)
+        return attend(
+            query,
+            key_cache,
+            value_cache,
+            tables,
+            tile_rows=TILE_ROWS,
+            max_slots=rows.max_slots,
+            scale=scale,
+        )
+    outputs = [_attend(query, key_cache, value_cache, group, scale) for group in rows]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

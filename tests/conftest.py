@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import triton_interpreter  # noqa: F401
+
+# isort: split
 import os
 import tempfile
 from pathlib import Path
