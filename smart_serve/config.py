@@ -10,11 +10,16 @@ import msgspec
 from smart_serve.errors import ConfigError
 
 POLICY_NAMES: tuple[str, ...] = (
-    *("off", "chain:K", "adaptive-chain", "static", "eagle2", "smart-paper", "smart"),
+    *("off", "chain:K", "adaptive-chain", "static"),
+    *("eagle2", "eagle2:NxD", "smart-paper", "smart"),
 )
-"""What may be asked for; K is a number of tokens from 1 to 16. A configuration may also say
-`static:FILE`; a request may not, for it must not name files of the server."""
-_POLICY = re.compile(r"off|chain:([1-9]|1[0-6])|adaptive-chain|static|eagle2|smart-paper|smart")
+"""What may be asked for; K is a number of tokens from 1 to 16, N of nodes from 1 to 99, D of layers
+from 1 to 16. A configuration may also say `static:FILE`; a request may not, for it must not name
+files of the server."""
+_POLICY = re.compile(
+    r"off|chain:([1-9]|1[0-6])|adaptive-chain|static|smart-paper|smart"
+    r"|eagle2(:([1-9]\d?)x([1-9]|1[0-6]))?"
+)
 _STATIC_FILE = re.compile(r"static:.+")
 
 
@@ -26,6 +31,12 @@ def is_policy(name: str) -> bool:
 def chain_length(policy: str) -> int | None:
     """K of `chain:K`; None for the other policies."""
     return int(policy.removeprefix("chain:")) if policy.startswith("chain:") else None
+
+
+def tree_size(policy: str) -> tuple[int, int] | None:
+    """(N, D) of `eagle2:NxD`: nodes of a tree, layers; None for the other policies."""
+    found = re.fullmatch(r"eagle2:(\d+)x(\d+)", policy)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

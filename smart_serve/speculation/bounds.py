@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smart_serve.config import SpeculationConfig, chain_length
+from smart_serve.config import SpeculationConfig, chain_length, tree_size
 from smart_serve.messages import SpeculationPlan
 from smart_serve.speculation.static_tree import Shape, is_static
 
@@ -39,6 +39,11 @@ def bounds_of(
     if policy == "eagle2":
         nodes = config.eagle2_nodes
         return Bounds(batch * nodes, config.eagle2_depth, config.eagle2_top_k, nodes)
+    size = tree_size(policy)
+    if size is not None:
+        nodes, depth = size
+        # As many expanded nodes a layer as fill the tree evenly, as 10 do for EAGLE-2's 60 in 6.
+        return Bounds(batch * nodes, depth, -(-nodes // depth), nodes)
     if policy == "smart-paper":
         # A tree may pass its budget by one layer: the children of all that it then holds.
         nodes = max(1, config.paper_nodes // batch)

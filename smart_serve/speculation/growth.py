@@ -10,6 +10,7 @@ growth = grower.finish()                                                 # what 
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,8 @@ class Growth:
     """Per opened depth, the mean over trees of the largest path probabilities, in order."""
     child_mass: tuple[float, ...]
     """Per opened depth, the share of an expanded parent's probability that its best child keeps."""
+    policy_ms: float = 0.0
+    """Wall clock that the policy took to grow the trees; 0 where it grew them in another process."""
 
     def problem(self, max_depth: int) -> str | None:
         """Why nothing must be learnt from the profile, or None (the forest has its own check)."""
@@ -68,6 +71,7 @@ class TreeGrower(ABC):
         self.num_trees = num_trees
         self.layers: list[Layer] = []
         self._child_mass: list[float] = []
+        self._policy_s = 0.0
         self._frontier_trees: IntArray = np.arange(num_trees)
         self._frontier_ids: IntArray = np.arange(num_trees)
         self._frontier_path: FloatArray = np.ones(num_trees)
@@ -83,7 +87,12 @@ class TreeGrower(ABC):
         Returns indices into the flattened [F * k] of those to expand in the next layer; none: the
         trees are grown. The first frontier is the roots, later ones are what was returned.
         """
-        layer = self._layer(token_ids, log_probs)
+        clock = time.perf_counter()
+        chosen = self._chosen(self._layer(token_ids, log_probs))
+        self._policy_s += time.perf_counter() - clock
+        return chosen
+
+    def _chosen(self, layer: Layer) -> IntArray:
         self.layers.append(layer)
         if len(self.layers) >= self.plan.max_depth:
             return np.empty(0, np.int64)
@@ -98,8 +107,11 @@ class TreeGrower(ABC):
 
     def finish(self) -> Growth:
         """The trees to verify."""
+        clock = time.perf_counter()
         forest = self._forest(np.sort(self.choose())) if self.layers else self._nothing()
-        return Growth(forest, self._profile(), tuple(self._child_mass))
+        profile = self._profile()
+        policy_ms = 1e3 * (self._policy_s + time.perf_counter() - clock)
+        return Growth(forest, profile, tuple(self._child_mass), policy_ms)
 
     @abstractmethod
     def expand(self, layer: Layer) -> IntArray:

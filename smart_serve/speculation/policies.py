@@ -18,7 +18,7 @@ def make_grower(plan: GrowthPlan, num_trees: int, catch_up_rows: int) -> TreeGro
         return SmartGrower(plan, num_trees, catch_up_rows)
     if plan.policy == "smart-paper":
         return PaperGrower(plan, num_trees)
-    if plan.policy == "eagle2":
+    if plan.policy == "eagle2" or plan.policy.startswith("eagle2:"):
         return Eagle2Grower(plan, num_trees)
     if plan.policy == "adaptive-chain" or plan.policy.startswith("chain:"):
         return ChainGrower(plan, num_trees)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from growing import Children, grow, plan_of, random_children
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from smart_serve.config import SpeculationConfig, is_policy
+from smart_serve.speculation.bounds import bounds_of
 
 Path = tuple[int, ...]
 
@@ -50,6 +54,27 @@ def test_trees_equal_the_reference(
             parent = paths[int(forest.parents[node])]
             paths.append((*parent, int(forest.token_ids[node])))
         assert set(paths[1:]) == reference(children, tree, depth, top_k, nodes)
+
+
+@pytest.mark.parametrize(
+    ("policy", "size"),
+    [("eagle2:60x6", (60, 6, 10)), ("eagle2:4x4", (4, 4, 1)), ("eagle2:9x2", (9, 2, 5))],
+)
+def test_a_size_in_the_name_bounds_the_tree(policy: str, size: tuple[int, int, int]) -> None:
+    config = SpeculationConfig(policy=policy)
+    bounds = bounds_of(policy, config, (), 3, None)
+    assert (bounds.nodes_per_tree, bounds.max_depth, bounds.top_k) == size
+    plan = plan_of(policy, nodes_per_tree=size[0], max_depth=size[1], top_k=size[2], max_nodes=200)
+    forest = grow(plan, 3, random_children(0, size[2])).finish().forest
+    assert forest.sizes.tolist() == [size[0]] * 3
+    assert forest.depths.max() <= size[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["eagle2:0x1", "eagle2:4", "eagle2:100x4", "eagle2:4x17", "eagle2:"]
+)
+def test_a_size_beyond_reason_is_refused(name: str) -> None:
+    assert not is_policy(name)
 
 
 def test_ties_keep_the_tree_closed() -> None:
