@@ -45,7 +45,7 @@ class Growth:
     child_mass: tuple[float, ...]
     """Per opened depth, the share of an expanded parent's probability that its best child keeps."""
     policy_ms: float = 0.0
-    """Wall clock that the policy took to grow the trees; 0 where it grew them in another process."""
+    """Wall clock that the policy took; 0 where the trees were grown in another process."""
 
     def problem(self, max_depth: int) -> str | None:
         """Why nothing must be learnt from the profile, or None (the forest has its own check)."""
