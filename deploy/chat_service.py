@@ -1,32 +1,60 @@
-"""What the ingress does with one chat: bytes to a request, tokens to text. No HTTP here."""
+"""What the ingress does with one request: bytes to token ids, tokens to text. No HTTP, no Ray."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Protocol
 
 import msgspec
 
 from deploy.args import AppArgs
-from deploy.dispatch import Dispatcher
+from smart_serve.errors import ClientError
 from smart_serve.frontend.detokenizer import Detokenizer
-from smart_serve.frontend.prompt import PromptBuilder, check_length
-from smart_serve.messages import GenerateRequest
+from smart_serve.frontend.prompt import Prompt, PromptBuilder, check_length
+from smart_serve.messages import GenerateRequest, SamplingParams, TokenChunk
 from smart_serve.models.folders import resolve_model
-from smart_serve.openai.answer import AnswerHead, ModelCard, ModelList
-from smart_serve.openai.respond import TextNews, text_news
-from smart_serve.openai.validate import ParsedChat, parse_chat_request
+from smart_serve.openai.answer import AnswerHead, Detokenized, ModelCard, ModelList, Tokens
+from smart_serve.openai.merge import merged
+from smart_serve.openai.respond import Tally, TextNews, text_news
+from smart_serve.openai.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from smart_serve.openai.shapes import AnswerShape, ChatShape, TextShape
+from smart_serve.openai.validate import (
+    ParsedChat,
+    parse_body,
+    parse_chat,
+    parse_completion,
+    parse_messages,
+)
 from vision.image import CheckedImage
 
 
-class PreparedChat(msgspec.Struct, frozen=True, kw_only=True):
-    """A chat that passed every check before GPU work."""
+class TokenSource(Protocol):
+    """Where tokens come from: the cluster, or one engine in this process."""
 
-    head: AnswerHead
-    request: GenerateRequest
-    images: tuple[CheckedImage, ...]
+    def stream(
+        self, request: GenerateRequest, images: Sequence[CheckedImage]
+    ) -> AsyncGenerator[TokenChunk]:
+        """A chunk per step; ending it early cancels the request. Raises `SmartServeError`."""
+        ...
+
+
+class PreparedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer whose request passed every check before GPU work."""
+
+    id: str
+    shape: AnswerShape
+    requests: tuple[GenerateRequest, ...]
+    """One per choice."""
+    images: tuple[CheckedImage, ...] = ()
+    prompt_tokens: int
     stream: bool
     include_usage: bool
 
@@ -34,10 +62,10 @@ class PreparedChat(msgspec.Struct, frozen=True, kw_only=True):
 class ChatService:
     """Text stays at the edge: template, tokens and stop strings are handled here."""
 
-    def __init__(self, args: AppArgs, dispatcher: Dispatcher) -> None:
+    def __init__(self, args: AppArgs, source: TokenSource) -> None:
         self.limits = args.parsed_limits()
         self.served_name = args.served_name
-        self._dispatcher = dispatcher
+        self._source = source
         self._builder = PromptBuilder.from_folder(resolve_model(args.model), self.limits)
         # What fits in no pool is refused here; between pools, the largest counts.
         kv_tokens = max(args.engine_config(pool).kv_tokens for pool in args.pools)
@@ -45,38 +73,105 @@ class ChatService:
         self._created = int(time.time())
 
     def models(self) -> ModelList:
-        return ModelList(data=(ModelCard(id=self.served_name, created=self._created),))
+        card = ModelCard(id=self.served_name, created=self._created, max_model_len=self._context)
+        return ModelList(data=(card,))
 
-    def prepare_body(self, body: bytes) -> PreparedChat:
-        """From an HTTP body. Raises `ClientError`."""
-        return self.prepare(parse_chat_request(body, self.limits, self.served_name))
+    def prepare_chat_body(self, body: bytes) -> PreparedAnswer:
+        """From the body of a chat. Raises `ClientError`."""
+        request = parse_body(body, ChatRequest, self.limits, self.served_name)
+        return self.prepare_chat(parse_chat(request, self.limits))
 
-    def prepare(self, chat: ParsedChat) -> PreparedChat:
+    def prepare_chat(self, chat: ParsedChat) -> PreparedAnswer:
         """Template, tokens, lengths. Raises `ClientError`."""
-        prompt = self._builder.build(chat.messages, chat.images)
-        sampling = chat.fitted_sampling(len(prompt.token_ids), self._context)
-        check_length(prompt, sampling.max_tokens, self._context)
-        name = f"chatcmpl-{secrets.token_hex(12)}"
-        return PreparedChat(
-            head=AnswerHead(id=name, model=chat.model, created=int(time.time())),
-            request=GenerateRequest(
+        conversation, options = chat.conversation, chat.options
+        prompt = self._builder.build(conversation.messages, conversation.images)
+        head = self._head("chatcmpl")
+        choices = options.choices(len(prompt.token_ids), self._context)
+        return PreparedAnswer(
+            id=head.id,
+            shape=ChatShape(head),
+            requests=self._requests(head.id, prompt, choices, "messages"),
+            images=conversation.images,
+            prompt_tokens=len(prompt.token_ids),
+            stream=options.stream,
+            include_usage=options.include_usage,
+        )
+
+    def prepare_completion_body(self, body: bytes) -> PreparedAnswer:
+        """From the body of a text completion; choice i of prompt p is number p * n + i."""
+        request = parse_body(body, CompletionRequest, self.limits, self.served_name)
+        parsed = parse_completion(request, self.limits)
+        options, head = parsed.options, self._head("cmpl")
+        prompts = [self._builder.build_plain(prompt) for prompt in parsed.prompts]
+        requests: list[GenerateRequest] = []
+        for prompt in prompts:
+            choices = options.choices(len(prompt.token_ids), self._context)
+            requests += self._requests(head.id, prompt, choices, "prompt")
+        return PreparedAnswer(
+            id=head.id,
+            shape=TextShape(head),
+            requests=tuple(requests),
+            prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
+            stream=options.stream,
+            include_usage=options.include_usage,
+        )
+
+    def tokenize(self, body: bytes) -> Tokens:
+        """The tokens of a conversation or of plain text. Raises `ClientError`."""
+        request = parse_body(body, TokenizeRequest, self.limits, self.served_name)
+        if (request.messages is None) == (request.prompt is None):
+            message = "give messages or prompt, and not both"
+            raise ClientError(message, code="invalid_value", param="messages")
+        if request.messages is not None:
+            chat = parse_messages(request.messages, self.limits)
+            ids = self._builder.build(chat.messages, chat.images).token_ids
+        else:
+            ids = self._builder.build_plain(request.prompt or "").token_ids
+        return Tokens(ids, len(ids), self._context)
+
+    def detokenize(self, body: bytes) -> Detokenized:
+        """Text of token ids. Raises `ClientError`."""
+        request = parse_body(body, DetokenizeRequest, self.limits, self.served_name)
+        self._builder.tokenizer.check_ids(request.tokens, "tokens")
+        return Detokenized(self._builder.tokenizer.decode(request.tokens))
+
+    def answer(self, answer: PreparedAnswer) -> AsyncGenerator[TextNews]:
+        """The choices' text as it comes; each one's last item carries its end and its stats.
+
+        Ending it early cancels the requests in the target. Raises `SmartServeError`.
+        """
+        choices = [
+            self._choice(index, request, answer.images)
+            for index, request in enumerate(answer.requests)
+        ]
+        return choices[0] if len(choices) == 1 else merged(choices)
+
+    def tally(self, answer: PreparedAnswer) -> Tally:
+        """For the figures of `answer`."""
+        return Tally(answer.prompt_tokens)
+
+    async def _choice(
+        self, index: int, request: GenerateRequest, images: Sequence[CheckedImage]
+    ) -> AsyncGenerator[TextNews]:
+        detokenizer = Detokenizer(self._builder.tokenizer, request.sampling.stop)
+        async with aclosing(self._source.stream(request, images)) as chunks:
+            async for item in text_news(chunks, detokenizer, index):
+                yield item
+
+    def _head(self, kind: str) -> AnswerHead:
+        name = f"{kind}-{secrets.token_hex(12)}"
+        return AnswerHead(id=name, model=self.served_name, created=int(time.time()))
+
+    def _requests(
+        self, name: str, prompt: Prompt, choices: Sequence[SamplingParams], param: str
+    ) -> tuple[GenerateRequest, ...]:
+        check_length(prompt, choices[0].max_tokens, self._context, param)
+        return tuple(
+            GenerateRequest(
                 request_id=name,
                 token_ids=prompt.token_ids,
                 image_spans=prompt.image_spans,
                 sampling=sampling,
-            ),
-            images=chat.images,
-            stream=chat.stream,
-            include_usage=chat.include_usage,
+            )
+            for sampling in choices
         )
-
-    async def answer(self, chat: PreparedChat) -> AsyncGenerator[TextNews]:
-        """The answer's text as it comes; the last item carries end and usage.
-
-        Ending it early cancels the request in the target. Raises `SmartServeError`.
-        """
-        request = chat.request
-        detokenizer = Detokenizer(self._builder.tokenizer, request.sampling.stop)
-        async with aclosing(self._dispatcher.stream(request, chat.images)) as chunks:
-            async for item in text_news(chunks, detokenizer, len(request.token_ids)):
-                yield item

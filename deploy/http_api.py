@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from typing import Protocol, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -14,54 +15,113 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from deploy.chat_service import ChatService, PreparedChat
-from deploy.dispatch import Dispatcher
+from deploy.chat_service import ChatService, PreparedAnswer
+from deploy.routes import OPENAPI, ROUTES, Health, Liveness
 from smart_serve.errors import ClientError, ServerError, SmartServeError
 from smart_serve.openai.errors import error_response
-from smart_serve.openai.respond import completion, sse_answer
+from smart_serve.openai.respond import sse_answer, whole_answer
+from smart_serve.routing.cluster_view import ClusterView
 
 logger = logging.getLogger("ray.serve")
 
 Handler = Callable[[Request], Awaitable[Response]]
 RETRY_S = 1
+T = TypeVar("T")
 
 
-def build_http_app(service: ChatService, dispatcher: Dispatcher) -> Starlette:
-    """The ASGI application of one ingress replica."""
+class Cluster(Protocol):
+    """What is known of the target replicas."""
 
-    async def chat(request: Request) -> Response:
-        body = await read_body(request, service.limits.max_body_bytes)
-        # In a thread: a body of megabytes takes a while to decode, and other streams must flow.
-        prepared = await asyncio.to_thread(service.prepare_body, body)
-        if prepared.stream:
-            return await _streamed(service, prepared)
-        async with aclosing(service.answer(prepared)) as news:
-            return _json(200, await completion(prepared.head, news))
+    async def view(self) -> ClusterView:
+        """Their last reports. Raises `ServerError` when there is no answer."""
+        ...
 
-    async def models(request: Request) -> Response:
-        return _json(200, service.models())
 
-    async def model(request: Request) -> Response:
-        if request.path_params["name"] != service.served_name:
+class HttpApi:
+    """The handlers, by the names that the table of routes gives them."""
+
+    def __init__(self, service: ChatService, cluster: Cluster) -> None:
+        self._service = service
+        self._cluster = cluster
+        self.handlers: dict[str, Handler] = {
+            "createChatCompletion": self._chat,
+            "createCompletion": self._completion,
+            "listModels": self._models,
+            "retrieveModel": self._model,
+            "tokenize": self._tokenize,
+            "detokenize": self._detokenize,
+            "health": self._health,
+            "live": self._live,
+            "status": self._status,
+            "openapi": self._openapi,
+        }
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._answered(request, self._service.prepare_chat_body)
+
+    async def _completion(self, request: Request) -> Response:
+        return await self._answered(request, self._service.prepare_completion_body)
+
+    async def _answered(
+        self, request: Request, prepare: Callable[[bytes], PreparedAnswer]
+    ) -> Response:
+        service = self._service
+        answer = await self._in_thread(request, prepare)
+        news, tally = service.answer(answer), service.tally(answer)
+        if not answer.stream:
+            async with aclosing(news):
+                return _json(200, await whole_answer(answer.shape, news, tally))
+        events = sse_answer(answer.shape, news, tally, answer.include_usage)
+        try:
+            # A refusal that comes before the first event still has a status of its own.
+            first = await anext(events)
+        except BaseException:
+            await news.aclose()
+            raise
+        return EventStream(first, events, news.aclose)
+
+    async def _models(self, request: Request) -> Response:
+        return _json(200, self._service.models())
+
+    async def _model(self, request: Request) -> Response:
+        if request.path_params["model"] != self._service.served_name:
             raise ClientError("there is no such model here", code="model_not_found", status=404)
-        return _json(200, service.models().data[0])
+        return _json(200, self._service.models().data[0])
 
-    async def health(request: Request) -> Response:
-        pools = (await dispatcher.view()).pools()
+    async def _tokenize(self, request: Request) -> Response:
+        return _json(200, await self._in_thread(request, self._service.tokenize))
+
+    async def _detokenize(self, request: Request) -> Response:
+        return _json(200, await self._in_thread(request, self._service.detokenize))
+
+    async def _health(self, request: Request) -> Response:
+        pools = (await self._cluster.view()).pools()
         if not pools:
             raise ServerError("no target has reported yet", code="not_ready", status=503)
         replicas = {name: load.replicas for name, load in pools.items()}
-        return _json(200, {"status": "ok", "replicas": replicas})
+        return _json(200, Health(status="ok", replicas=replicas))
 
-    async def status(request: Request) -> Response:
-        return _json(200, await dispatcher.view())
+    async def _live(self, request: Request) -> Response:
+        return _json(200, Liveness(status="ok"))
 
+    async def _status(self, request: Request) -> Response:
+        return _json(200, await self._cluster.view())
+
+    async def _openapi(self, request: Request) -> Response:
+        return Response(OPENAPI, media_type="application/json")
+
+    async def _in_thread(self, request: Request, work: Callable[[bytes], T]) -> T:
+        """A body of megabytes takes a while to decode, and other streams must flow."""
+        body = await read_body(request, self._service.limits.max_body_bytes)
+        return await asyncio.to_thread(work, body)
+
+
+def build_http_app(service: ChatService, cluster: Cluster) -> Starlette:
+    """The ASGI application of one ingress replica."""
+    handlers = HttpApi(service, cluster).handlers
     routes = [
-        Route("/v1/chat/completions", _guarded(chat), methods=["POST"]),
-        Route("/v1/models", _guarded(models), methods=["GET"]),
-        Route("/v1/models/{name:path}", _guarded(model), methods=["GET"]),
-        Route("/health", _guarded(health), methods=["GET"]),
-        Route("/status", _guarded(status), methods=["GET"]),
+        Route(route.path, _guarded(handlers[route.operation]), methods=[route.method])
+        for route in ROUTES
     ]
     return Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_allowed})
 
@@ -106,18 +166,6 @@ class EventStream(StreamingResponse):
         except SmartServeError as error:
             # The client has been told by the last event.
             logger.warning("a stream ended with an error: %s", error.message)
-
-
-async def _streamed(service: ChatService, chat: PreparedChat) -> Response:
-    """Waits for the first event, so that a refusal still has a status of its own."""
-    news = service.answer(chat)
-    events = sse_answer(chat.head, news, chat.include_usage)
-    try:
-        first = await anext(events)
-    except BaseException:
-        await news.aclose()
-        raise
-    return EventStream(first, events, news.aclose)
 
 
 def _guarded(handler: Handler) -> Handler:

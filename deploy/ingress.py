@@ -12,13 +12,14 @@ from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
 from deploy.args import AppArgs
-from deploy.chat_service import ChatService, PreparedChat
+from deploy.chat_service import ChatService, PreparedAnswer
 from deploy.dispatch import Dispatcher
 from deploy.http_api import build_http_app
 from smart_serve.errors import ClientError
 from smart_serve.frontend.chat import ChatMessage, ImagePart, TextPart
 from smart_serve.messages import SamplingParams
-from smart_serve.openai.validate import ParsedChat
+from smart_serve.openai.options import AnswerOptions
+from smart_serve.openai.validate import Conversation, ParsedChat
 from vision.image import check_image
 
 
@@ -55,27 +56,32 @@ class IngressReplica:
                 ...
         """
         chat = await asyncio.to_thread(self._prepare, prompt, images, sampling)
+        tally = self._service.tally(chat)
         async with aclosing(self._service.answer(chat)) as news:
             async for item in news:
+                tally.note(item)
                 if item.text:
                     yield item.text
-                if item.usage is not None:
-                    usage: dict[str, Any] = msgspec.to_builtins(item.usage)
-                    yield usage
+        usage: dict[str, Any] = msgspec.to_builtins(tally.usage())
+        yield usage
 
     def _prepare(
         self,
         prompt: str | Sequence[Mapping[str, Any]],
         images: Sequence[bytes],
         sampling: dict[str, Any],
-    ) -> PreparedChat:
+    ) -> PreparedAnswer:
         service = self._service
         if not isinstance(prompt, str):
             if images:
                 message = "pictures stand inside the messages, as data URLs"
                 raise ClientError(message, code="invalid_value", param="images")
-            body = {"model": service.served_name, "messages": list(prompt), **sampling}
-            return service.prepare_body(msgspec.json.encode(body))
+            body = {"model": service.served_name, "messages": list(prompt), "n": 1, **sampling}
+            chat = service.prepare_chat_body(msgspec.json.encode(body))
+            if len(chat.requests) > 1:
+                message = "a handle streams one answer"
+                raise ClientError(message, code="invalid_value", param="n")
+            return chat
         try:
             parsed = SamplingParams(**sampling)
         except TypeError:
@@ -83,13 +89,9 @@ class IngressReplica:
             raise ClientError(message, code="unknown_field", param="sampling") from None
         parts: tuple[ImagePart | TextPart, ...] = tuple(ImagePart() for _ in images)
         parts = (*parts, TextPart(text=prompt))
-        chat = ParsedChat(
-            model=service.served_name,
+        conversation = Conversation(
             messages=(ChatMessage(role="user", content=parts if images else prompt),),
             images=tuple(check_image(data, service.limits) for data in images),
-            sampling=parsed,
-            max_tokens_given=True,
-            stream=True,
-            include_usage=True,
         )
-        return service.prepare(chat)
+        options = AnswerOptions(sampling=parsed, stream=True, include_usage=True)
+        return service.prepare_chat(ParsedChat(conversation=conversation, options=options))

@@ -24,6 +24,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_text_chars: int = 1_000_000
     """Characters of all texts of one request, checked before tokenising."""
     max_completion_tokens: int = 4_096
+    max_choices: int = 8
+    """Answers of one request: n, or prompts times n. Each takes a place in the batch."""
     max_stop_strings: int = 4
     """As the OpenAI API documents it."""
     max_stop_chars: int = 256

@@ -129,7 +129,10 @@ class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """The tokens that one step emitted for one request; the last one carries reason and stats."""
+    """The tokens that one step emitted for one request; the last one carries reason and stats.
+
+    A request with stop strings may end at any chunk, so each of its chunks has the stats so far.
+    """
 
     token_ids: tuple[int, ...]
     num_accepted: int = 0

@@ -38,14 +38,15 @@ def cut_at_end(
 
 
 def finish_chunk(emission: Emission) -> Emission:
-    """The message for the request, with its stats if this is the last one."""
+    """The message for the request, with its stats if this may be the last one."""
     sequence = emission.sequence
-    ended = sequence.finish_reason is not None
+    # Stop strings are watched for elsewhere: any chunk may be the one that ends the answer.
+    may_end = sequence.finish_reason is not None or bool(sequence.request.sampling.stop)
     chunk = TokenChunk(
         token_ids=emission.token_ids,
         num_accepted=emission.num_accepted,
         finish_reason=sequence.finish_reason,
-        stats=sequence.stats() if ended else None,
+        stats=sequence.stats() if may_end else None,
         error=sequence.error,
     )
     return Emission(sequence, emission.token_ids, emission.num_accepted, chunk)

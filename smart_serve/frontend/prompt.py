@@ -28,14 +28,14 @@ class Prompt(msgspec.Struct, frozen=True):
     image_spans: tuple[ImageSpan, ...]
 
 
-def check_length(prompt: Prompt, max_tokens: int, context: int) -> None:
+def check_length(prompt: Prompt, max_tokens: int, context: int, param: str = "messages") -> None:
     """ClientError `context_length_exceeded` when prompt and answer do not fit in `context`."""
     if len(prompt.token_ids) + max_tokens > context:
         raise ClientError(
             f"the model's context is {context} tokens; the prompt has {len(prompt.token_ids)} "
             f"(pictures included) and max_tokens asks for {max_tokens} more",
             code="context_length_exceeded",
-            param="messages",
+            param=param,
         )
 
 
@@ -114,6 +114,21 @@ class PromptBuilder:
         parts: tuple[TextPart | ImagePart, ...] = (ImagePart(),) * len(images)
         parts = (*parts, TextPart(text=prompt))
         return self.build([ChatMessage(role="user", content=parts)], images)
+
+    def build_plain(self, prompt: str | Sequence[int]) -> Prompt:
+        """The prompt of a text completion: no template, only the tokenizer's own prefix.
+
+        Token ids are taken as they are; they cannot stand for pictures. Errors: ClientError
+        `invalid_token`.
+        """
+        if isinstance(prompt, str):
+            ids = (*self.tokenizer.prefix_ids, *self.tokenizer.encode(prompt))
+            return Prompt(token_ids=ids, image_spans=())
+        self.tokenizer.check_ids(prompt, "prompt")
+        if not self.tokenizer.media_ids.isdisjoint(prompt):
+            message = "token ids cannot stand for pictures"
+            raise ClientError(message, code="invalid_token", param="prompt")
+        return Prompt(token_ids=tuple(prompt), image_spans=())
 
     def _check(self, messages: Sequence[ChatMessage], images: Sequence[CheckedImage]) -> None:
         def refuse(bad: bool, code: str, message: str) -> None:

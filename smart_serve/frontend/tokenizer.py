@@ -52,6 +52,8 @@ class TextTokenizer:
         self.special_tokens = tuple(_special(entry) for entry in added if entry["special"])
         self.special_ids = frozenset(token.id for token in self.special_tokens)
         self.eos_ids = eos_ids
+        self.media_ids = media_ids
+        """Stand for pictures and their frames; only the prompt builder may place them."""
         try:
             self._backend = Tokenizer.from_str(json.dumps(spec))
         except Exception as error:  # the binding raises bare Exception
@@ -114,6 +116,12 @@ class TextTokenizer:
             if index in self.special_ids
         ]
         return self._encode_cut(text, spans, at_start)
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        """ClientError `invalid_token` for an id outside the vocabulary."""
+        if min(ids, default=0) < 0 or max(ids, default=0) >= self.vocab_size:
+            message = f"token ids are between 0 and {self.vocab_size - 1}"
+            raise ClientError(message, code="invalid_token", param=param)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out; incomplete UTF-8 shows as U+FFFD."""

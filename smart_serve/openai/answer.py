@@ -1,4 +1,4 @@
-"""The answers' shapes: whole completion, streamed chunk, list of models."""
+"""The answers' shapes: whole completion, streamed chunk, models, tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from msgspec import UNSET, UnsetType
 from smart_serve.openai.usage import Usage
 
 AnswerEnd = Literal["stop", "length"]
+StreamedUsage = Usage | UnsetType | None
+"""Left out unless asked for; then null in every chunk but the last, as the API documents."""
 
 
 class AnswerHead(msgspec.Struct, frozen=True):
@@ -28,23 +30,23 @@ class AssistantMessage(msgspec.Struct, frozen=True):
     role: Literal["assistant"] = "assistant"
 
 
-class Choice(msgspec.Struct, frozen=True):
-    """The only choice: `n` is 1."""
+class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the `n` answers."""
 
+    index: int
     message: AssistantMessage
     finish_reason: AnswerEnd
-    index: int = 0
     logprobs: None = None
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of a request that is not streamed."""
+    """The answer of a chat that is not streamed."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
-    choices: tuple[Choice, ...]
+    choices: tuple[ChatChoice, ...]
     usage: Usage
 
 
@@ -55,25 +57,44 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     content: str | None = None
 
 
-class ChunkChoice(msgspec.Struct, frozen=True):
-    """As Choice, in a stream."""
+class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """As ChatChoice, in a stream."""
 
+    index: int
     delta: Delta
     finish_reason: AnswerEnd | None = None
-    index: int = 0
     logprobs: None = None
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of a streamed answer."""
+    """One event of a streamed chat."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
     model: str
-    choices: tuple[ChunkChoice, ...]
-    usage: Usage | UnsetType | None = UNSET
-    """Left out unless asked for; then null in every chunk but the last, as the API documents."""
+    choices: tuple[ChatChunkChoice, ...]
+    usage: StreamedUsage = UNSET
+
+
+class TextChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A text completion, whole or the news of one; only its last piece has a finish reason."""
+
+    index: int
+    text: str
+    finish_reason: AnswerEnd | None = None
+    logprobs: None = None
+
+
+class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of a text completion, and each event of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: tuple[TextChoice, ...]
+    usage: StreamedUsage = UNSET
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +104,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "smart-serve"
+    max_model_len: int
+    """Tokens of prompt and answer together."""
 
 
 class ModelList(msgspec.Struct, frozen=True):
@@ -90,3 +113,17 @@ class ModelList(msgspec.Struct, frozen=True):
 
     data: tuple[ModelCard, ...]
     object: Literal["list"] = "list"
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """The answer of POST /tokenize: what the target would read, image tokens included."""
+
+    tokens: tuple[int, ...]
+    count: int
+    max_model_len: int
+
+
+class Detokenized(msgspec.Struct, frozen=True):
+    """The answer of POST /detokenize; special tokens have no text."""
+
+    prompt: str

@@ -1,13 +1,15 @@
-"""Bytes to a ChatRequest; what is wrong with them is said in our own words, by field."""
+"""Bytes to a request; what is wrong with them is said in our own words, by field."""
 
 from __future__ import annotations
 
 import re
+from typing import TypeVar
 
 import msgspec
 
 from smart_serve.errors import ClientError
-from smart_serve.openai.schema import ChatRequest
+
+T = TypeVar("T")
 
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `([^`]*)`")
@@ -18,10 +20,10 @@ _WORDS = {**_JSON_WORDS, "array": "a list", "object": "an object", "null": "null
 _MAX_NAME_CHARS = 64
 
 
-def decode_chat_request(body: bytes) -> ChatRequest:
+def decode_request(body: bytes, kind: type[T]) -> T:
     """Errors: ClientError `invalid_json`, `unknown_field`, `missing_field`, `invalid_type`."""
     try:
-        return msgspec.json.decode(body, type=ChatRequest)
+        return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _translate(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -5,45 +5,52 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
+from msgspec import UNSET
 
 from smart_serve.errors import ServerError
 from smart_serve.frontend.detokenizer import Detokenizer
-from smart_serve.messages import TokenChunk
-from smart_serve.openai.answer import (
-    AnswerEnd,
-    AnswerHead,
-    AssistantMessage,
-    ChatChunk,
-    ChatCompletion,
-    Choice,
-    ChunkChoice,
-    Delta,
-)
+from smart_serve.messages import RequestStats, TokenChunk
+from smart_serve.openai.answer import AnswerEnd
 from smart_serve.openai.errors import error_response
+from smart_serve.openai.shapes import AnswerShape, ChoiceText
 from smart_serve.openai.sse import DONE, sse_event
 from smart_serve.openai.usage import Usage, build_usage
 
 
 class TextNews(msgspec.Struct, frozen=True):
-    """Text that is safe to show; the last one of an answer carries its end and its usage."""
+    """Text of one choice that is safe to show; a choice's last one has its end and its stats."""
 
+    index: int
     text: str
     end: AnswerEnd | None = None
-    usage: Usage | None = None
+    stats: RequestStats | None = None
+
+
+class Tally:
+    """The figures of the choices that have ended."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._ended: dict[int, RequestStats] = {}
+
+    def note(self, news: TextNews) -> None:
+        if news.stats is not None:
+            self._ended[news.index] = news.stats
+
+    def usage(self) -> Usage:
+        stats = [self._ended[index] for index in sorted(self._ended)]
+        return build_usage(self._prompt_tokens, stats)
 
 
 async def text_news(
-    chunks: AsyncIterator[TokenChunk], detokenizer: Detokenizer, prompt_tokens: int
+    chunks: AsyncIterator[TokenChunk], detokenizer: Detokenizer, index: int = 0
 ) -> AsyncGenerator[TextNews]:
-    """Turns tokens into text and ends at the first stop string.
+    """Turns one choice's tokens into text and ends at the first stop string.
 
     It does not close `chunks`: the caller owns that iterator, and closing it is what frees the
     sequence after a stop string. Errors: ServerError when the engine failed or ended too early.
     """
-    tokens = accepted = 0
     async for chunk in chunks:
-        tokens += len(chunk.token_ids)
-        accepted += chunk.num_accepted
         end = _end(chunk)
         text = detokenizer.push(chunk.token_ids)
         if end is not None:
@@ -51,33 +58,29 @@ async def text_news(
         if detokenizer.finished_by_stop:
             end = "stop"
         if end is not None:
-            usage = build_usage(prompt_tokens, tokens, accepted, chunk.stats)
-            yield TextNews(text=text, end=end, usage=usage)
+            yield TextNews(index, text, end, chunk.stats)
             return
         if text:
-            yield TextNews(text=text)
+            yield TextNews(index, text)
     raise ServerError("the answer ended before it was complete", code="incomplete_answer")
 
 
-async def completion(head: AnswerHead, news: AsyncIterator[TextNews]) -> ChatCompletion:
-    """The whole answer. Errors: those of `text_news`."""
-    texts: list[str] = []
+async def whole_answer(
+    shape: AnswerShape, news: AsyncIterator[TextNews], tally: Tally
+) -> msgspec.Struct:
+    """The answer in one piece. Errors: those of `text_news`."""
+    texts: dict[int, str] = {}
+    ends: dict[int, AnswerEnd | None] = {}
     async for item in news:
-        texts.append(item.text)
-        if item.end is not None and item.usage is not None:
-            choice = Choice(AssistantMessage("".join(texts)), item.end)
-            return ChatCompletion(
-                id=head.id,
-                created=head.created,
-                model=head.model,
-                choices=(choice,),
-                usage=item.usage,
-            )
-    raise ServerError("the answer ended before it was complete", code="incomplete_answer")
+        texts[item.index] = texts.get(item.index, "") + item.text
+        ends[item.index] = item.end
+        tally.note(item)
+    choices = [ChoiceText(index, texts[index], ends[index]) for index in sorted(texts)]
+    return shape.whole(choices, tally.usage())
 
 
 async def sse_answer(
-    head: AnswerHead, news: AsyncIterator[TextNews], include_usage: bool
+    shape: AnswerShape, news: AsyncIterator[TextNews], tally: Tally, include_usage: bool
 ) -> AsyncGenerator[bytes]:
     """The events of a streamed answer, `[DONE]` at its good end.
 
@@ -85,29 +88,22 @@ async def sse_answer(
     headers can still answer with a status. Afterwards an error is told as an event, without
     `[DONE]`, and then raised for the caller's log.
     """
-    pending = None if include_usage else msgspec.UNSET
-
-    def event(*choices: ChunkChoice, usage: Usage | msgspec.UnsetType | None = pending) -> bytes:
-        chunk = ChatChunk(
-            id=head.id, created=head.created, model=head.model, choices=choices, usage=usage
-        )
-        return sse_event(chunk)
-
-    started = False
+    pending = None if include_usage else UNSET
+    opened: set[int] = set()
     try:
         async for item in news:
-            if not started:
-                started = True
-                yield event(ChunkChoice(Delta(role="assistant", content="")))
-            if item.text:
-                yield event(ChunkChoice(Delta(content=item.text)))
-            if item.end is not None:
-                yield event(ChunkChoice(Delta(), finish_reason=item.end))
-                if include_usage:
-                    yield event(usage=item.usage)
+            tally.note(item)
+            if item.index not in opened:
+                opened.add(item.index)
+                for event in shape.opening(item.index, pending):
+                    yield sse_event(event)
+            for event in shape.news(ChoiceText(item.index, item.text, item.end), pending):
+                yield sse_event(event)
+        if include_usage:
+            yield sse_event(shape.closing(tally.usage()))
         yield DONE
     except Exception as error:
-        if started:
+        if opened:
             yield sse_event(error_response(error)[1])
         raise
 

@@ -1,4 +1,4 @@
-"""The request of POST /v1/chat/completions: what is accepted, and nothing else.
+"""Request bodies: what is accepted, and nothing else.
 
 An accepted field changes the answer or describes the request; every other field is refused by
 name, so that no option is silently ignored.
@@ -22,11 +22,11 @@ class TextContent(_Strict, frozen=True, tag_field="type", tag="text"):
 
 
 class ImageUrl(_Strict, frozen=True):
-    """A picture as a data: URL."""
+    """A picture: a data: URL, or an https: URL of a host that the operator allows."""
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
-    """Accepted for compatibility: LLaVA sees every picture at one resolution."""
+    """Accepted for compatibility: the model's own processor decides the resolution."""
 
 
 class ImageContent(_Strict, frozen=True, tag_field="type", tag="image_url"):
@@ -35,14 +35,11 @@ class ImageContent(_Strict, frozen=True, tag_field="type", tag="image_url"):
     image_url: ImageUrl
 
 
-Content = str | list[TextContent | ImageContent]
-
-
 class Message(_Strict, frozen=True):
-    """One turn of the conversation."""
+    """One turn of the conversation; `developer` is the API's newer name of `system`."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Content
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextContent | ImageContent]
 
 
 class StreamOptions(_Strict, frozen=True):
@@ -52,27 +49,62 @@ class StreamOptions(_Strict, frozen=True):
 
 
 class SpeculationOptions(_Strict, frozen=True):
-    """Our extension: how this request's answer is drafted."""
+    """Our extension: how this request's answer is drafted. It changes the speed alone."""
 
     policy: str | None = None
 
 
-class ChatRequest(_Strict, frozen=True):
-    """The body as the client sent it; defaults are those of the OpenAI API."""
+class ResponseFormat(msgspec.Struct, frozen=True):
+    """Only `{"type": "text"}` is served; a JSON schema beside another type is read and refused."""
+
+    type: str
+
+
+class GenerationOptions(_Strict, frozen=True):
+    """What both kinds of completion share; absent or null: the API's own default."""
 
     model: str
-    messages: list[Message]
     max_tokens: int | None = None
-    max_completion_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    """Extension; 0: no limit."""
+    """Beyond OpenAI's API, as other servers have it; 0: no limit."""
     seed: int | None = None
+    """With n > 1, answer i has the seed plus i."""
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
     speculation: SpeculationOptions | None = None
+
+
+class ChatRequest(GenerationOptions, frozen=True, kw_only=True):
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    """The newer name of max_tokens."""
+    response_format: ResponseFormat | None = None
+    metadata: dict[str, str] | None = None
+
+
+class CompletionRequest(GenerationOptions, frozen=True, kw_only=True):
+    """The body of POST /v1/completions: text, token ids, or a list of either."""
+
+    prompt: str | list[str | int | list[int]]
+
+
+class TokenizeRequest(_Strict, frozen=True):
+    """The body of POST /tokenize: a conversation, or plain text."""
+
+    model: str
+    messages: list[Message] | None = None
+    prompt: str | None = None
+
+
+class DetokenizeRequest(_Strict, frozen=True):
+    """The body of POST /detokenize."""
+
+    model: str
+    tokens: list[int]

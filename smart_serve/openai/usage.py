@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Sequence
+
 import msgspec
 
 from smart_serve.messages import RequestStats
@@ -15,14 +19,14 @@ class CompletionTokensDetails(msgspec.Struct, frozen=True):
 
 
 class SpeculationUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Our extension: what tree speculation did for this answer. Times in ms."""
+    """Our extension: what tree speculation did for this answer; sums over choices. Times in ms."""
 
     target_steps: int
     tokens_per_step: float
     drafted_tokens: int
     accepted_tokens: int
     tree_sizes: tuple[int, ...]
-    """Draft nodes verified in each step."""
+    """Draft nodes verified in each step, choice after choice."""
     queue_ms: float
     prefill_ms: float
     decode_ms: float
@@ -34,48 +38,52 @@ class SpeculationUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Plain decoding's predicted time over the measured time of the steps taken."""
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Token counts of one answer."""
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Token counts of one request; its prompt counts once, whatever the number of choices."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     completion_tokens_details: CompletionTokensDetails
-    speculation: SpeculationUsage | None = None
+    speculation: SpeculationUsage
 
 
-def build_usage(
-    prompt_tokens: int, completion_tokens: int, accepted_tokens: int, stats: RequestStats | None
-) -> Usage:
-    """`stats` is None when the answer was cut here, at a stop string, before the engine's end."""
-    rejected = max(0, stats.drafted_tokens - stats.accepted_tokens) if stats else 0
+def build_usage(prompt_tokens: int, choices: Sequence[RequestStats]) -> Usage:
+    """`choices`: the stats of each, of at least one."""
+    stats = _total(choices)
     return Usage(
         prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        total_tokens=prompt_tokens + completion_tokens,
+        completion_tokens=stats.completion_tokens,
+        total_tokens=prompt_tokens + stats.completion_tokens,
         completion_tokens_details=CompletionTokensDetails(
-            accepted_prediction_tokens=stats.accepted_tokens if stats else accepted_tokens,
-            rejected_prediction_tokens=rejected,
+            accepted_prediction_tokens=stats.accepted_tokens,
+            rejected_prediction_tokens=max(0, stats.drafted_tokens - stats.accepted_tokens),
         ),
-        speculation=_speculation(stats) if stats else None,
+        speculation=SpeculationUsage(
+            target_steps=stats.target_steps,
+            tokens_per_step=round(stats.tokens_per_step, 3),
+            drafted_tokens=stats.drafted_tokens,
+            accepted_tokens=stats.accepted_tokens,
+            tree_sizes=stats.tree_sizes,
+            queue_ms=stats.queue_ms,
+            prefill_ms=stats.prefill_ms,
+            decode_ms=stats.decode_ms,
+            draft_ms=stats.draft_ms,
+            verify_ms=stats.verify_ms,
+            predicted_speedup=_ratio(stats.plain_ms, stats.predicted_ms),
+            measured_speedup=_ratio(stats.plain_ms, stats.decode_ms),
+        ),
     )
 
 
-def _speculation(stats: RequestStats) -> SpeculationUsage:
-    return SpeculationUsage(
-        target_steps=stats.target_steps,
-        tokens_per_step=round(stats.tokens_per_step, 3),
-        drafted_tokens=stats.drafted_tokens,
-        accepted_tokens=stats.accepted_tokens,
-        tree_sizes=stats.tree_sizes,
-        queue_ms=stats.queue_ms,
-        prefill_ms=stats.prefill_ms,
-        decode_ms=stats.decode_ms,
-        draft_ms=stats.draft_ms,
-        verify_ms=stats.verify_ms,
-        predicted_speedup=_ratio(stats.plain_ms, stats.predicted_ms),
-        measured_speedup=_ratio(stats.plain_ms, stats.decode_ms),
-    )
+def _total(choices: Sequence[RequestStats]) -> RequestStats:
+    """Every field is a count, a time or a list of steps: all add up."""
+    fields = RequestStats.__struct_fields__
+    sums = {
+        name: functools.reduce(operator.add, (getattr(stats, name) for stats in choices))
+        for name in fields
+    }
+    return RequestStats(**sums)
 
 
 def _ratio(plain_ms: float, taken_ms: float) -> float | None:

@@ -1,11 +1,12 @@
 """Answers in the OpenAI API's shapes, streamed and whole, with faults in our own words."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import msgspec
 import pytest
+from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from smart_serve.bundled import TARGET_FOLDER
@@ -13,9 +14,12 @@ from smart_serve.errors import ClientError, ConfigError, OverloadedError, Server
 from smart_serve.frontend.detokenizer import Detokenizer
 from smart_serve.frontend.tokenizer import TextTokenizer
 from smart_serve.messages import FinishReason, RequestStats, TokenChunk
-from smart_serve.openai.answer import AnswerHead, ModelCard, ModelList
+from smart_serve.openai.answer import AnswerHead, ModelCard, ModelList, TextCompletion
 from smart_serve.openai.errors import error_response
-from smart_serve.openai.respond import TextNews, completion, sse_answer, text_news
+from smart_serve.openai.merge import merged
+from smart_serve.openai.respond import Tally, TextNews, sse_answer, text_news, whole_answer
+from smart_serve.openai.shapes import AnswerShape, ChatShape, TextShape
+from smart_serve.openai.usage import Usage
 
 TOKENIZER = TextTokenizer.from_folder(TARGET_FOLDER)
 HEAD = AnswerHead(id="chatcmpl-1", model="m", created=1)
@@ -34,25 +38,40 @@ STATS = RequestStats(
 
 
 class Source:
-    """Chunks of `text`, two tokens each; knows how far it was read."""
+    """Chunks of `text`, two tokens each, with stats as the engine gives them where stop strings
+    are watched for; knows how far it was read."""
 
     def __init__(self, text: str = TEXT, reason: FinishReason | None = "stop") -> None:
         ids = TOKENIZER.encode(text)
-        self.chunks = [TokenChunk(token_ids=tuple(ids[i : i + 2])) for i in range(0, len(ids), 2)]
+        self.chunks = [
+            TokenChunk(
+                token_ids=tuple(ids[i : i + 2]),
+                stats=RequestStats(completion_tokens=i + 2, target_steps=i // 2 + 1),
+            )
+            for i in range(0, len(ids), 2)
+        ]
         if reason is not None:
             error = "the sequence failed" if reason == "error" else None
             last = TokenChunk(token_ids=(), finish_reason=reason, stats=STATS, error=error)
             self.chunks.append(last)
         self.read = 0
 
-    async def __aiter__(self) -> AsyncIterator[TokenChunk]:
+    async def __aiter__(self) -> AsyncGenerator[TokenChunk]:
         for chunk in self.chunks:
             self.read += 1
             yield chunk
 
 
-def news(source: Source, stop: tuple[str, ...] = ()) -> AsyncIterator[TextNews]:
-    return text_news(aiter(source), Detokenizer(TOKENIZER, stop), prompt_tokens=5)
+def news(source: Source, stop: tuple[str, ...] = (), index: int = 0) -> AsyncGenerator[TextNews]:
+    return text_news(aiter(source), Detokenizer(TOKENIZER, stop), index)
+
+
+async def whole(source: Source, stop: tuple[str, ...] = ()) -> Any:
+    return await whole_answer(ChatShape(HEAD), news(source, stop), Tally(5))
+
+
+def sse(stream: AsyncIterator[TextNews], usage: bool = False) -> AsyncIterator[bytes]:
+    return sse_answer(ChatShape(HEAD), stream, Tally(5), usage)
 
 
 async def until_fault(stream: AsyncIterator[bytes]) -> tuple[list[bytes], Exception | None]:
@@ -66,19 +85,22 @@ async def until_fault(stream: AsyncIterator[bytes]) -> tuple[list[bytes], Except
     return lines, None
 
 
-async def events(source: Source, usage: bool = False, stop: tuple[str, ...] = ()) -> list[str]:
-    lines = [event.decode() async for event in sse_answer(HEAD, news(source, stop), usage)]
+async def events(
+    *streams: AsyncGenerator[TextNews], usage: bool = False, shape: AnswerShape | None = None
+) -> list[str]:
+    merged_news = sse_answer(shape or ChatShape(HEAD), merged(streams), Tally(5), usage)
+    lines = [event.decode() async for event in merged_news]
     assert all(line.startswith("data: ") and line.endswith("\n\n") for line in lines)
     return [line.removeprefix("data: ").strip() for line in lines]
 
 
 async def test_a_whole_answer() -> None:
-    answer = await completion(HEAD, news(Source()))
+    answer = await whole(Source())
     shape = ChatCompletion.model_validate_json(msgspec.json.encode(answer))
     assert shape.choices[0].message.content == TEXT
     assert shape.choices[0].finish_reason == "stop"
     assert shape.usage is not None
-    assert shape.usage.total_tokens == 5 + len(TOKENIZER.encode(TEXT))
+    assert shape.usage.total_tokens == 5 + 9
     details = shape.usage.completion_tokens_details
     assert details is not None
     assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (6, 6)
@@ -89,7 +111,7 @@ async def test_a_whole_answer() -> None:
 
 
 async def test_a_streamed_answer_is_the_whole_one_in_pieces() -> None:
-    lines = await events(Source(reason="length"))
+    lines = await events(news(Source(reason="length")))
     assert lines[-1] == "[DONE]"
     chunks = [ChatCompletionChunk.model_validate_json(line) for line in lines[:-1]]
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -101,7 +123,7 @@ async def test_a_streamed_answer_is_the_whole_one_in_pieces() -> None:
 
 async def test_usage_is_streamed_only_when_asked_for() -> None:
     chunks: list[dict[str, Any]] = [
-        json.loads(line) for line in (await events(Source(), True))[:-1]
+        json.loads(line) for line in (await events(news(Source()), usage=True))[:-1]
     ]
     assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1]["choices"] == []
@@ -111,14 +133,67 @@ async def test_usage_is_streamed_only_when_asked_for() -> None:
 
 async def test_a_stop_string_ends_the_answer_and_the_reading() -> None:
     source = Source()
-    answer = await completion(HEAD, news(source, stop=("3 red",)))
+    answer = await whole(source, stop=("3 red",))
     assert answer.choices[0].message.content == "There are "
     assert answer.choices[0].finish_reason == "stop"
     assert source.read < len(source.chunks)
-    lines = await events(Source(), stop=("3 red",))
+    assert answer.usage.completion_tokens == 2 * source.read
+    assert answer.usage.speculation.target_steps == source.read
+    lines = await events(news(Source(), stop=("3 red",)))
     assert "3" not in "".join(
         json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines[:-1]
     )
+
+
+async def test_several_choices_keep_their_texts_apart_and_add_up() -> None:
+    texts = ["There are 3 red circles.", "No.", "There is a square."]
+
+    def streams() -> list[AsyncGenerator[TextNews]]:
+        return [news(Source(text), index=i) for i, text in enumerate(texts)]
+
+    answer: Any = await whole_answer(ChatShape(HEAD), merged(streams()), Tally(5))
+    assert [choice.message.content for choice in answer.choices] == texts
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert answer.usage.prompt_tokens == 5
+    assert answer.usage.completion_tokens == 3 * STATS.completion_tokens
+    assert answer.usage.speculation.tree_sizes == STATS.tree_sizes * 3
+    assert answer.usage.speculation.measured_speedup == 2.5
+    found = ["", "", ""]
+    roles = []
+    for line in (await events(*streams()))[:-1]:
+        (choice,) = json.loads(line)["choices"]
+        found[choice["index"]] += choice["delta"].get("content", "")
+        roles += [choice["index"]] if "role" in choice["delta"] else []
+    assert (found, sorted(roles)) == (texts, [0, 1, 2])
+
+
+async def test_a_choice_that_fails_ends_all() -> None:
+    long = Source(TEXT * 20)
+    streams = [news(Source(reason="error"), index=0), news(long, index=1)]
+    with pytest.raises(ServerError, match="sequence failed"):
+        await whole_answer(ChatShape(HEAD), merged(streams), Tally(5))
+    assert all(stream.ag_frame is None for stream in streams)  # closed
+
+
+async def test_leaving_early_closes_every_choice() -> None:
+    streams = [news(Source(TEXT * 20), index=i) for i in range(3)]
+    together = merged(streams)
+    await anext(together)
+    await together.aclose()
+    assert all(stream.ag_frame is None for stream in streams)
+
+
+async def test_text_completions_have_a_shape_of_their_own() -> None:
+    answer = await whole_answer(TextShape(HEAD), news(Source()), Tally(5))
+    shape = Completion.model_validate_json(msgspec.json.encode(answer))
+    assert (shape.object, shape.choices[0].text) == ("text_completion", TEXT)
+    assert shape.choices[0].finish_reason == "stop"
+    lines = await events(news(Source()), usage=True, shape=TextShape(HEAD))
+    chunks = [msgspec.json.decode(line, type=TextCompletion) for line in lines[:-1]]
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == TEXT
+    assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].choices == ()
+    assert isinstance(chunks[-1].usage, Usage)
 
 
 @pytest.mark.parametrize(
@@ -128,17 +203,17 @@ async def test_a_stop_string_ends_the_answer_and_the_reading() -> None:
 async def test_a_fault_after_the_start_is_an_event_without_done(
     reason: FinishReason | None, code: str
 ) -> None:
-    lines, fault = await until_fault(sse_answer(HEAD, news(Source(reason=reason)), False))
+    lines, fault = await until_fault(sse(news(Source(reason=reason))))
     assert isinstance(fault, ServerError)
     assert json.loads(lines[-1][6:])["error"]["code"] == code
     assert b"[DONE]" not in b"".join(lines)
     with pytest.raises(ServerError):
-        await completion(HEAD, news(Source(reason=reason)))
+        await whole(Source(reason=reason))
 
 
 async def test_a_fault_before_the_first_event_is_raised() -> None:
     with pytest.raises(ServerError, match="sequence failed"):
-        await anext(sse_answer(HEAD, news(Source(text="", reason="error")), False))
+        await anext(sse(news(Source(text="", reason="error"))))
 
 
 async def test_a_foreign_fault_does_not_show_its_words() -> None:
@@ -146,7 +221,7 @@ async def test_a_foreign_fault_does_not_show_its_words() -> None:
         yield TokenChunk(token_ids=tuple(TOKENIZER.encode("ab")))
         raise RuntimeError("secret /path")
 
-    stream = sse_answer(HEAD, text_news(broken(), Detokenizer(TOKENIZER), 1), False)
+    stream = sse(text_news(broken(), Detokenizer(TOKENIZER)))
     lines, fault = await until_fault(stream)
     assert isinstance(fault, RuntimeError)
     assert b"secret" not in b"".join(lines)
@@ -177,6 +252,7 @@ def test_errors_have_the_apis_shape(
 
 
 def test_the_list_of_models() -> None:
-    value = json.loads(msgspec.json.encode(ModelList((ModelCard(id="m", created=1),))))
+    models = ModelList((ModelCard(id="m", created=1, max_model_len=9),))
     card = {"id": "m", "object": "model", "created": 1, "owned_by": "smart-serve"}
-    assert value == {"object": "list", "data": [card]}
+    card["max_model_len"] = 9
+    assert json.loads(msgspec.json.encode(models)) == {"object": "list", "data": [card]}

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from smart_serve.errors import ClientError
 from smart_serve.frontend.chat import ChatMessage, ImagePart, TextPart
 from smart_serve.limits import Limits
-from smart_serve.openai.validate import ParsedChat, parse_chat_request
+from smart_serve.openai.schema import ChatRequest, CompletionRequest
+from smart_serve.openai.validate import (
+    ParsedChat,
+    ParsedCompletion,
+    parse_body,
+    parse_chat,
+    parse_completion,
+)
 from tests.openai.bodies import body, data_url, image_part, png, text_part, user
 
 SMALL = Limits(
@@ -25,7 +32,12 @@ SMALL = Limits(
 
 
 def parse(data: bytes) -> ParsedChat:
-    return parse_chat_request(data, SMALL, "m")
+    return parse_chat(parse_body(data, ChatRequest, SMALL, "m"), SMALL)
+
+
+def parse_text(**fields: Any) -> ParsedCompletion:
+    data = json.dumps({"model": "m", **fields}).encode()
+    return parse_completion(parse_body(data, CompletionRequest, SMALL, "m"), SMALL)
 
 
 def with_image(url: str) -> bytes:
@@ -34,17 +46,18 @@ def with_image(url: str) -> bytes:
 
 def test_a_plain_request_gets_the_apis_defaults() -> None:
     parsed = parse(body())
-    assert parsed.messages == (ChatMessage(role="user", content="hi"),)
-    assert parsed.sampling.temperature == 1.0
-    assert parsed.sampling.max_tokens == 50
-    assert (parsed.max_tokens_given, parsed.stream, parsed.include_usage) == (False, False, False)
+    options = parsed.options
+    assert parsed.conversation.messages == (ChatMessage(role="user", content="hi"),)
+    assert (options.sampling.temperature, options.sampling.max_tokens) == (1.0, 50)
+    assert (options.max_tokens_given, options.stream, options.include_usage) == (False,) * 3
+    assert options.num_choices == 1
 
 
 def test_a_full_request_keeps_its_meaning() -> None:
     parsed = parse(
         body(
             messages=[
-                {"role": "system", "content": "brief"},
+                {"role": "developer", "content": "brief"},
                 *user(image_part(data_url(png())), text_part("a"), image_part(data_url(png()))),
             ],
             max_completion_tokens=7,
@@ -55,26 +68,76 @@ def test_a_full_request_keeps_its_meaning() -> None:
             stop=["x", "y"],
             stream=True,
             stream_options={"include_usage": True},
-            n=1,
+            n=3,
             user="u",
+            response_format={"type": "text"},
             metadata={"a": "b"},
             speculation={"policy": "off"},
         )
     )
     parts = (ImagePart(), TextPart(text="a"), ImagePart())
-    assert parsed.messages[1] == ChatMessage(role="user", content=parts)
-    assert [image.width_px for image in parsed.images] == [8, 8]
-    sampling = parsed.sampling
+    chat, options = parsed.conversation, parsed.options
+    assert chat.messages[0] == ChatMessage(role="system", content="brief")
+    assert chat.messages[1] == ChatMessage(role="user", content=parts)
+    assert [image.width_px for image in chat.images] == [8, 8]
+    sampling = options.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0.0, 0.5)
     assert (sampling.top_k, sampling.seed, sampling.stop) == (3, -4, ("x", "y"))
     assert sampling.policy == "off"
-    assert (parsed.stream, parsed.include_usage, parsed.max_tokens_given) == (True, True, True)
+    assert (options.stream, options.include_usage, options.max_tokens_given) == (True,) * 3
+    assert options.num_choices == 3
 
 
 def test_an_unasked_limit_fits_the_context_and_an_asked_one_stays() -> None:
-    assert parse(body()).fitted_sampling(90, 100).max_tokens == 10
-    assert parse(body()).fitted_sampling(10, 100).max_tokens == 50
-    assert parse(body(max_tokens=40)).fitted_sampling(90, 100).max_tokens == 40
+    def limit(prompt_tokens: int, **fields: Any) -> int:
+        (chosen,) = parse(body(**fields)).options.choices(prompt_tokens, 100)
+        return chosen.max_tokens
+
+    assert limit(90) == 10
+    assert limit(10) == 50
+    assert limit(90, max_tokens=40) == 40
+
+
+def test_every_choice_has_a_seed_of_its_own() -> None:
+    def seeds(**fields: Any) -> list[int | None]:
+        return [chosen.seed for chosen in parse(body(n=3, **fields)).options.choices(9, 99)]
+
+    assert seeds(seed=7) == [7, 8, 9]
+    assert seeds(seed=2**63 - 1) == [2**63 - 1, -(2**63), -(2**63) + 1]
+    assert seeds() == [None, None, None]  # the engine draws them
+
+
+def test_a_text_completion_takes_texts_and_token_ids() -> None:
+    for prompt, parsed in [
+        ("a", ("a",)),
+        (["a", "b"], ("a", "b")),
+        ([1, 2], ((1, 2),)),
+        ([[1, 2], [3]], ((1, 2), (3,))),
+        ([[1], "a"], ((1,), "a")),
+    ]:
+        assert parse_text(prompt=prompt).prompts == parsed
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({}, "missing_field", "prompt"),
+        ({"prompt": ""}, "empty_prompt", "prompt"),
+        ({"prompt": []}, "empty_prompt", "prompt"),
+        ({"prompt": ["a", ""]}, "empty_prompt", "prompt"),
+        ({"prompt": [1, "a"]}, "invalid_type", "prompt"),
+        ({"prompt": [[1, "a"]]}, "invalid_type", "prompt[0]"),
+        ({"prompt": "a" * 101}, "prompt_too_long", "prompt"),
+        ({"prompt": ["a"] * 5, "n": 2}, "invalid_value", "prompt"),
+        ({"prompt": "a", "echo": True}, "unknown_field", "echo"),
+        ({"prompt": "a", "messages": []}, "unknown_field", "messages"),
+    ],
+)
+def test_bad_text_completions_are_told_apart(fields: dict[str, Any], code: str, param: str) -> None:
+    with pytest.raises(ClientError) as caught:
+        parse_text(**fields)
+    assert caught.value.code == code
+    assert (caught.value.param or "").startswith(param)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +179,15 @@ def test_an_unasked_limit_fits_the_context_and_an_asked_one_stays() -> None:
             "invalid_image_role",
             "messages",
         ),
-        (body(n=2), "unsupported_value", "n"),
-        (body(n=0), "unsupported_value", "n"),
+        (body(n=9), "invalid_value", "n"),
+        (body(n=0), "invalid_value", "n"),
+        (
+            body(response_format={"type": "json_schema", "json_schema": {"name": "a"}}),
+            "unsupported_value",
+            "response_format",
+        ),
+        (body(response_format={}), "missing_field", "response_format.type"),
+        (body(max_completion_tokens=0), "invalid_value", "max_completion_tokens"),
         (body(max_tokens=0), "invalid_value", "max_tokens"),
         (body(max_tokens=51), "invalid_value", "max_tokens"),
         (body(max_tokens=10**30), "invalid_value", "max_tokens"),
@@ -189,6 +259,6 @@ def test_no_body_raises_anything_but_a_client_error(fields: dict[str, Any], good
     except ClientError as error:
         status, text = error.status, error.message
     else:
-        status, text = 200, parsed.model
+        status, text = 200, parsed.options.sampling.policy or ""
     assert status in (200, 400, 404, 413)
     assert "`" not in text  # msgspec quotes so; we do not

@@ -1,0 +1,133 @@
+"""The table of all HTTP routes: who may call each, what it takes and what it answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from smart_serve.openai.answer import (
+    ChatChunk,
+    ChatCompletion,
+    Detokenized,
+    ModelCard,
+    ModelList,
+    TextCompletion,
+    Tokens,
+)
+from smart_serve.openai.openapi import Operation, openapi_document
+from smart_serve.openai.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from smart_serve.routing.cluster_view import ClusterView
+
+Access = Literal["public", "key", "operator"]
+"""Everybody; holders of a key; holders of an operator's key. Without keys, all routes are open."""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Ready to answer: target replicas by pool."""
+
+    status: Literal["ok"]
+    replicas: dict[str, int]
+
+
+class Liveness(msgspec.Struct, frozen=True):
+    """The process answers; whether it can serve is told by `Health`."""
+
+    status: Literal["ok"]
+
+
+class Route(Operation, frozen=True, kw_only=True):
+    """One operation and who may call it."""
+
+    access: Access = "key"
+
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        method="POST",
+        path="/v1/chat/completions",
+        operation="createChatCompletion",
+        summary="Answer a conversation of text and pictures",
+        request=ChatRequest,
+        answer=ChatCompletion,
+        event=ChatChunk,
+    ),
+    Route(
+        method="POST",
+        path="/v1/completions",
+        operation="createCompletion",
+        summary="Continue texts or token ids, without a chat template",
+        request=CompletionRequest,
+        answer=TextCompletion,
+        event=TextCompletion,
+    ),
+    Route(
+        method="GET",
+        path="/v1/models",
+        operation="listModels",
+        summary="The served model",
+        answer=ModelList,
+    ),
+    Route(
+        method="GET",
+        path="/v1/models/{model:path}",
+        operation="retrieveModel",
+        summary="One served model",
+        answer=ModelCard,
+    ),
+    Route(
+        method="POST",
+        path="/tokenize",
+        operation="tokenize",
+        summary="The tokens that the target would read",
+        request=TokenizeRequest,
+        answer=Tokens,
+    ),
+    Route(
+        method="POST",
+        path="/detokenize",
+        operation="detokenize",
+        summary="The text of token ids",
+        request=DetokenizeRequest,
+        answer=Detokenized,
+    ),
+    Route(
+        method="GET",
+        path="/health",
+        operation="health",
+        summary="Whether requests can be answered: 200, else 503",
+        answer=Health,
+        access="public",
+    ),
+    Route(
+        method="GET",
+        path="/live",
+        operation="live",
+        summary="Whether the process answers",
+        answer=Liveness,
+        access="public",
+    ),
+    Route(
+        method="GET",
+        path="/status",
+        operation="status",
+        summary="The load of every target replica",
+        answer=ClusterView,
+        access="operator",
+    ),
+    Route(
+        method="GET",
+        path="/openapi.json",
+        operation="openapi",
+        summary="This document",
+        answer=dict,
+        access="public",
+    ),
+)
+
+OPENAPI: bytes = msgspec.json.encode(openapi_document(ROUTES))

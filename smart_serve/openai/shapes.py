@@ -1,0 +1,125 @@
+"""The two completions of the API differ in the shape of their answers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+from msgspec import UNSET
+
+from smart_serve.openai.answer import (
+    AnswerEnd,
+    AnswerHead,
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    Delta,
+    StreamedUsage,
+    TextChoice,
+    TextCompletion,
+)
+from smart_serve.openai.usage import Usage
+
+
+class ChoiceText(msgspec.Struct, frozen=True):
+    """The text of one choice, or news of it; `end` is None while more will come."""
+
+    index: int
+    text: str
+    end: AnswerEnd | None = None
+
+
+class AnswerShape(Protocol):
+    """How one kind of completion is told."""
+
+    def whole(self, choices: Sequence[ChoiceText], usage: Usage) -> msgspec.Struct:
+        """The answer that is not streamed; every choice has its end."""
+        ...
+
+    def opening(self, index: int, usage: StreamedUsage) -> Iterable[msgspec.Struct]:
+        """Events before a choice's first text."""
+        ...
+
+    def news(self, choice: ChoiceText, usage: StreamedUsage) -> Iterable[msgspec.Struct]:
+        """Events of a choice's news."""
+        ...
+
+    def closing(self, usage: Usage) -> msgspec.Struct:
+        """The event of the figures: it has no choices."""
+        ...
+
+
+class ChatShape:
+    """/v1/chat/completions."""
+
+    def __init__(self, head: AnswerHead) -> None:
+        self._head = head
+
+    def whole(self, choices: Sequence[ChoiceText], usage: Usage) -> ChatCompletion:
+        head = self._head
+        told = []
+        for choice in choices:
+            assert choice.end is not None
+            message = AssistantMessage(choice.text)
+            told.append(ChatChoice(index=choice.index, message=message, finish_reason=choice.end))
+        return ChatCompletion(
+            id=head.id, created=head.created, model=head.model, choices=tuple(told), usage=usage
+        )
+
+    def opening(self, index: int, usage: StreamedUsage) -> Iterable[ChatChunk]:
+        delta = Delta(role="assistant", content="")
+        yield self._chunk(ChatChunkChoice(index=index, delta=delta), usage=usage)
+
+    def news(self, choice: ChoiceText, usage: StreamedUsage) -> Iterable[ChatChunk]:
+        if choice.text:
+            delta = Delta(content=choice.text)
+            yield self._chunk(ChatChunkChoice(index=choice.index, delta=delta), usage=usage)
+        if choice.end is not None:
+            end = ChatChunkChoice(index=choice.index, delta=Delta(), finish_reason=choice.end)
+            yield self._chunk(end, usage=usage)
+
+    def closing(self, usage: Usage) -> ChatChunk:
+        return self._chunk(usage=usage)
+
+    def _chunk(self, *choices: ChatChunkChoice, usage: StreamedUsage) -> ChatChunk:
+        head = self._head
+        return ChatChunk(
+            id=head.id, created=head.created, model=head.model, choices=choices, usage=usage
+        )
+
+
+class TextShape:
+    """/v1/completions."""
+
+    def __init__(self, head: AnswerHead) -> None:
+        self._head = head
+
+    def whole(self, choices: Sequence[ChoiceText], usage: Usage) -> TextCompletion:
+        return self._completion(choices, usage)
+
+    def opening(self, index: int, usage: StreamedUsage) -> Iterable[TextCompletion]:
+        return ()
+
+    def news(self, choice: ChoiceText, usage: StreamedUsage) -> Iterable[TextCompletion]:
+        yield self._completion([choice], usage)
+
+    def closing(self, usage: Usage) -> TextCompletion:
+        return self._completion((), usage)
+
+    def _completion(
+        self, choices: Sequence[ChoiceText], usage: StreamedUsage = UNSET
+    ) -> TextCompletion:
+        head = self._head
+        return TextCompletion(
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            choices=tuple(
+                TextChoice(index=choice.index, text=choice.text, finish_reason=choice.end)
+                for choice in choices
+            ),
+            usage=usage,
+        )

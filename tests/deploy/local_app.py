@@ -1,0 +1,81 @@
+"""The HTTP API over one engine in this process: everything but Ray is the real part."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import msgspec
+import uvicorn
+from served_app import free_port, wait_for
+from starlette.types import ASGIApp
+
+from deploy.args import AppArgs
+from deploy.chat_service import ChatService
+from deploy.http_api import build_http_app
+from smart_serve.bundled import TARGET_FOLDER
+from smart_serve.drafters.load import load_drafter
+from smart_serve.engine.build import build_engine
+from smart_serve.engine.loop import EngineLoop
+from smart_serve.messages import GenerateRequest, LoadReport, TokenChunk
+from smart_serve.routing.cluster_view import ClusterView, ReplicaView
+from vision.encoder import VisionEncoder
+from vision.image import CheckedImage
+
+ARGS = AppArgs(limits={"max_body_bytes": 2_000_000}, engine={"max_running": 8, "kv_tokens": 8192})
+
+
+class LocalSource:
+    """One engine's tokens, in place of a cluster's."""
+
+    def __init__(self) -> None:
+        config = ARGS.engine_config(ARGS.pools[0])
+        drafter = load_drafter("bundled", TARGET_FOLDER, config)
+        self.loop = EngineLoop(build_engine(TARGET_FOLDER, config, drafter, progress=False))
+        self.loop.start()
+        self._vision = VisionEncoder(TARGET_FOLDER)
+
+    async def stream(
+        self, request: GenerateRequest, images: Sequence[CheckedImage]
+    ) -> AsyncGenerator[TokenChunk]:
+        features = await asyncio.to_thread(self._vision.encode, images)
+        chunks = cast(AsyncGenerator[TokenChunk], self.loop.generate(request, features))
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await chunks.aclose()
+
+    async def view(self) -> ClusterView:
+        load = msgspec.to_builtins(self.loop.load())
+        fields = {name: load[name] for name in LoadReport.__struct_fields__ if name in load}
+        report = LoadReport(replica_id="local", pool="default", device_type="cpu", **fields)
+        return ClusterView((ReplicaView(report, 0.0),))
+
+    def is_idle(self) -> bool:
+        load = self.loop.load()
+        held = load.total_blocks - load.free_blocks - load.cached_blocks
+        return load.running + load.waiting + held == 0
+
+
+def local_app(source: LocalSource) -> ASGIApp:
+    return build_http_app(ChatService(ARGS, source), source)
+
+
+@contextmanager
+def served(app: ASGIApp) -> Iterator[str]:
+    """The URL of `app` behind a real HTTP server on the loopback interface."""
+    port = free_port()
+    config = uvicorn.Config(app, "127.0.0.1", port, log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
