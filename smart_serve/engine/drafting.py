@@ -6,22 +6,24 @@ import logging
 import time
 from dataclasses import dataclass, replace
 
-import torch
-
 from smart_serve.drafters.protocol import (
     DraftBatch,
     Drafter,
     DrafterUnavailable,
-    DraftInput,
     Proposal,
 )
+from smart_serve.engine.draft_feed import DraftFeed
 from smart_serve.engine.sequence import Sequence
+from smart_serve.models.target import TargetModel
+from smart_serve.paging.kv_cache import KvCache
 from smart_serve.speculation.controller import SpeculationController
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.tree import Forest
 
 _LOG = logging.getLogger(__name__)
+NO_ROOM_TOKENS = 64
+"""Tokens that a sequence goes on for without drafts after the drafter had no room for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,39 +48,45 @@ class Drafting:
     """
 
     def __init__(
-        self,
-        drafter: Drafter | None,
-        controller: SpeculationController,
-        default_policy: str,
-        vocab_size: int,
+        self, controller: SpeculationController, default_policy: str, model: TargetModel
     ) -> None:
-        self.drafter = drafter
         self._controller = controller
         self._default_policy = default_policy
-        self._vocab_size = vocab_size
+        self._model = model
+        self.drafter: Drafter | None = None
+        self._feed: DraftFeed | None = None
 
-    def wants(self, sequence: Sequence) -> bool:
-        """Whether committed tokens must be kept for the drafter."""
-        return self.drafter is not None and self._policy(sequence) != "off"
+    def set_drafter(self, drafter: Drafter | None, cache: KvCache) -> bool:
+        """Another drafter, or none. Returns whether features kept in the cache so far are gone."""
+        self.drafter = drafter
+        self._feed = None if drafter is None else DraftFeed(drafter.info, cache)
+        info = None if drafter is None else drafter.info
+        self._controller.set_layer_cost(info.layer_cost if info else None)
+        if info is None or not info.wants_vector_per_token:
+            return False
+        changed = self._model.capture(info.capture_layers)
+        assert info.vector_size is not None
+        return cache.keep_features(info.vector_size) or changed
 
     def propose(self, decodes: tuple[Sequence, ...], context: float) -> Drafted:
         """Trees for `decodes`; empty ones where the plan says not to draft."""
         plain = Drafted(Forest.empty(len(decodes)))
-        places = [
-            i for i, sequence in enumerate(decodes) if self.wants(sequence) and _can_draft(sequence)
-        ]
-        if not places or self.drafter is None:
+        drafter, feed = self.drafter, self._feed
+        if drafter is None or feed is None:
+            return plain
+        places = [i for i, sequence in enumerate(decodes) if self._can_draft(sequence, feed)]
+        if not places:
             return plain
         # One call for the batch: where requests name different policies, the oldest one's holds.
         policy = self._policy(decodes[places[0]])
         places = [i for i in places if self._policy(decodes[i]) == policy]
         asking = [decodes[i] for i in places]
-        catch_up_rows = sum(len(sequence.inbox.token_ids) for sequence in asking)
+        catch_up_rows = sum(map(feed.num_new, asking))
         plan = self._controller.plan(policy, len(decodes), context, catch_up_rows)
         if plan is None:
             return plain
         clock = time.perf_counter()
-        proposal = self._ask(self.drafter, asking, plan)
+        proposal = self._ask(drafter, feed, asking, plan)
         if proposal is None:
             return plain
         return Drafted(
@@ -90,66 +98,52 @@ class Drafting:
             elapsed_ms=1e3 * (time.perf_counter() - clock),
         )
 
-    def remember(
-        self, sequence: Sequence, first: int, hidden: torch.Tensor, image_token_id: int | None
-    ) -> None:
-        """Keep newly committed positions first .. first + n - 1 with their hidden states [n, h]."""
-        if not self.wants(sequence) or sequence.inbox.is_lost:
-            return
-        next_ids = sequence.tokens[first + 1 : first + 1 + len(hidden)]
-        vectors = hidden
-        if image_token_id is not None and image_token_id in next_ids:
-            vectors = hidden.clone()
-            _place_images(vectors, sequence, first + 1)
-        sequence.inbox.add(next_ids, vectors)
-
     def forget(self, sequence: Sequence) -> None:
         """The sequence left the engine."""
-        if self.drafter is None or not sequence.inbox.was_sent:
+        if self.drafter is None or not sequence.draft.is_open:
             return
+        sequence.draft.lose()
         try:
             self.drafter.close([sequence.id])
         except DrafterUnavailable as error:
             _LOG.warning("drafter unavailable: %s", error.message)
 
-    def _ask(self, drafter: Drafter, asking: list[Sequence], plan: GrowthPlan) -> Proposal | None:
-        inputs = []
-        for sequence in asking:
-            start, token_ids, vectors = sequence.inbox.take()
-            inputs.append(DraftInput(sequence.id, start, token_ids, vectors))
+    def _ask(
+        self, drafter: Drafter, feed: DraftFeed, asking: list[Sequence], plan: GrowthPlan
+    ) -> Proposal | None:
+        inputs = feed.inputs(asking)
         try:
-            proposal = drafter.propose(DraftBatch(tuple(inputs), plan))
+            proposal = drafter.propose(DraftBatch(inputs, plan))
         except DrafterUnavailable as error:
             _LOG.warning("drafter unavailable, decoding plainly: %s", error.message)
             for sequence in asking:
-                sequence.inbox.lose()
+                sequence.draft.lose()
             return None
-        problem = proposal.problem(len(asking), self._vocab_size, plan)
+        problem = proposal.problem(len(asking), self._model.vocab_size, plan)
         if problem is not None:
             _LOG.warning("the drafter's answer is refused: %s", problem)
             return None
         for index in proposal.unknown:
-            asking[index].inbox.lose()
+            sequence = asking[index]
+            sequence.draft.lose()
+            if inputs[index].start == 0:
+                # It was sent everything and had no room; to send all of it each step would cost
+                # more than drafts bring.
+                sequence.draft.resume_at = sequence.num_computed + NO_ROOM_TOKENS
         return proposal
+
+    def _can_draft(self, sequence: Sequence, feed: DraftFeed) -> bool:
+        left = sequence.request.sampling.max_tokens - sequence.num_generated
+        return (
+            left > 1  # The last token of an answer needs no tree.
+            and self._policy(sequence) != "off"
+            and sequence.num_computed >= sequence.draft.resume_at
+            and feed.can_catch_up(sequence)
+            and feed.num_new(sequence) > 0
+        )
 
     def _policy(self, sequence: Sequence) -> str:
         return sequence.request.sampling.policy or self._default_policy
-
-
-def _can_draft(sequence: Sequence) -> bool:
-    """The last token of an answer needs no tree."""
-    left = sequence.request.sampling.max_tokens - sequence.num_generated
-    return left > 1 and not sequence.inbox.is_lost and len(sequence.inbox.token_ids) > 0
-
-
-def _place_images(vectors: torch.Tensor, sequence: Sequence, first: int) -> None:
-    """Where x_{t+1} is an image token its projected embedding stands in h_t's place."""
-    for span, features in zip(sequence.request.image_spans, sequence.image_features, strict=True):
-        begin = max(span.start, first)
-        end = min(span.start + span.length, first + len(vectors))
-        if begin < end:
-            part = features[begin - span.start : end - span.start]
-            vectors[begin - first : end - first] = part.to(vectors)
 
 
 def mean_context(decodes: tuple[Sequence, ...]) -> float:

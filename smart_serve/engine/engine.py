@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.admission import check_request
+from smart_serve.engine.commit import CacheCommit
 from smart_serve.engine.drafting import Drafted, Drafting, mean_context
 from smart_serve.engine.emission import Emission, cut_at_end, finish_chunk, tally_step
 from smart_serve.engine.packing import image_rows, pack
@@ -25,7 +26,7 @@ from smart_serve.engine.sampler import Drawn, draw
 from smart_serve.engine.scheduler import Scheduler, StepWork
 from smart_serve.engine.sequence import Sequence, State
 from smart_serve.messages import GenerateRequest, SpeculationPlan
-from smart_serve.models.target import TargetModel
+from smart_serve.models.target import Hidden, TargetModel
 from smart_serve.paging.blocks import BlockPool
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.speculation.controller import SpeculationController, StepObservation
@@ -33,15 +34,13 @@ from smart_serve.speculation.cost import CostTable
 from smart_serve.verification.match import match
 
 _LOG = logging.getLogger(__name__)
-MAX_INBOX_ROWS = 8_192
-"""Hidden states kept per sequence while drafting is off: 64 MiB for a 7B model in bf16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
     """What the target said of a step's rows."""
 
-    hidden: torch.Tensor  # [N, h]
+    hidden: Hidden
     first_rows: NDArray[np.int64]  # [num_sequences + 1]
     drawn: Drawn  # all rows of decoding sequences, then one per finished prefill
     elapsed_ms: float
@@ -68,17 +67,13 @@ class Engine:
             prefill_tokens=config.prefill_chunk_tokens,
         )
         self.controller = SpeculationController(
-            config.speculation,
-            costs,
-            drafter.info.layer_cost if drafter else None,
-            model.eos_token_ids,
+            config.speculation, costs, None, model.eos_token_ids
         )
-        self.drafting = Drafting(
-            drafter, self.controller, config.speculation.policy, model.vocab_size
-        )
+        self.drafting = Drafting(self.controller, config.speculation.policy, model)
         self.last_step: StepObservation | None = None
         """Of the newest step with decoding sequences."""
         self._next_id = 0
+        self.set_drafter(drafter)
 
     # ---- requests
 
@@ -98,7 +93,7 @@ class Engine:
         seed = request.sampling.seed
         seed = secrets.randbits(63) if seed is None else seed
         rope = self.model.rope_positions(request.image_spans)
-        sequence = Sequence(self._next_id, request, on_device, seed, MAX_INBOX_ROWS, rope)
+        sequence = Sequence(self._next_id, request, on_device, seed, rope)
         self.scheduler.add(sequence)
         self._next_id += 1
         return sequence
@@ -110,11 +105,12 @@ class Engine:
             self._release(sequence)
 
     def set_drafter(self, drafter: Drafter | None) -> None:
-        """Another drafter, or none; running sequences go on without drafts."""
+        """Another drafter, or none; running sequences are opened with it anew."""
+        features_are_gone = self.drafting.set_drafter(drafter, self.cache)
         for sequence in self.scheduler.running:
-            sequence.inbox.lose()
-        self.drafting.drafter = drafter
-        self.controller.set_layer_cost(drafter.info.layer_cost if drafter else None)
+            sequence.draft.lose()
+            if features_are_gone:
+                sequence.draft.features_from = sequence.num_computed
 
     def set_plan(self, plan: SpeculationPlan) -> None:
         """The router's envelope for the next steps."""
@@ -159,9 +155,9 @@ class Engine:
             for i, chunk in enumerate(work.prefills)
             if chunk.is_last
         ]
-        wanted = hidden[:num_tree_rows]
+        wanted = hidden.last[:num_tree_rows]
         if ends:
-            wanted = torch.cat((wanted, hidden[torch.tensor(ends, device=hidden.device)]))
+            wanted = torch.cat((wanted, hidden.last[torch.tensor(ends, device=wanted.device)]))
         drawn = self._draw(work, drafted, wanted)
         return Verified(hidden, step.first_rows, drawn, 1e3 * (time.perf_counter() - clock))
 
@@ -179,24 +175,20 @@ class Engine:
         """Advance every sequence; accepted nodes' keys and values move to the front."""
         emissions: list[Emission] = []
         accepted = np.zeros(drafted.forest.num_nodes, np.bool_)
-        moves: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        commit = CacheCommit(self.cache)
         for i, sequence in enumerate(work.decodes):
             first, last = int(verified.first_rows[i]), int(verified.first_rows[i + 1])
             if not verified.drawn.is_finite[first:last].all():
                 emissions.append(self._fail(sequence, "the model's output is not finite"))
                 continue
             rows, bonus = match(drafted.forest, i, verified.drawn.token_ids[first:last])
-            offset = int(drafted.forest.offsets[i])
-            accepted[[offset + row - 1 for row in rows]] = True
-            tokens = [int(drafted.forest.token_ids[offset + row - 1]) for row in rows]
-            moves.append(self._moves(sequence, rows))
-            hidden = verified.hidden[first : first + 1]
-            if rows:
-                hidden = verified.hidden[[first, *(first + row for row in rows)]]
-            emissions.append(self._advance(sequence, [*tokens, bonus], hidden, len(rows)))
-        if moves:
-            self.cache.move(*(np.concatenate(slots) for slots in zip(*moves, strict=True)))
-        emissions.extend(self._commit_prefills(work, verified))
+            nodes = int(drafted.forest.offsets[i]) + np.asarray(rows, np.int64) - 1
+            accepted[nodes] = True
+            tokens = [*drafted.forest.token_ids[nodes].tolist(), bonus]
+            commit.add_path(sequence, first, [0, *rows])
+            emissions.append(self._advance(sequence, tokens, 1 + len(rows)))
+        emissions.extend(self._commit_prefills(work, verified, commit))
+        commit.apply(verified.hidden.features)
         for emission in emissions:
             if emission.sequence.finish_reason is not None:
                 self._release(emission.sequence)
@@ -204,15 +196,18 @@ class Engine:
                 self.scheduler.trim(emission.sequence)
         return emissions, accepted
 
-    def _commit_prefills(self, work: StepWork, verified: Verified) -> list[Emission]:
+    def _commit_prefills(
+        self, work: StepWork, verified: Verified, commit: CacheCommit
+    ) -> list[Emission]:
         emissions: list[Emission] = []
         drawn_row = int(verified.first_rows[len(work.decodes)])
         for i, chunk in enumerate(work.prefills, start=len(work.decodes)):
             sequence = chunk.sequence
-            hidden = verified.hidden[int(verified.first_rows[i]) : int(verified.first_rows[i + 1])]
+            first, last = int(verified.first_rows[i]), int(verified.first_rows[i + 1])
             tokens: list[int] = []
             # All rows, at once: what is not finite must be found before others get its blocks.
-            is_finite = bool(torch.isfinite(hidden.sum(dtype=torch.float32)))
+            total = verified.hidden.last[first:last].sum(dtype=torch.float32)
+            is_finite = bool(torch.isfinite(total))
             if chunk.is_last:
                 is_finite = is_finite and bool(verified.drawn.is_finite[drawn_row])
                 tokens = [int(verified.drawn.token_ids[drawn_row])]
@@ -220,34 +215,19 @@ class Engine:
             if not is_finite:
                 emissions.append(self._fail(sequence, "the model's output is not finite"))
                 continue
-            emission = self._advance(sequence, tokens, hidden, 0)
+            commit.add_rows(sequence, np.arange(first, last))
+            emission = self._advance(sequence, tokens, chunk.length)
             if tokens:
                 emissions.append(emission)
         return emissions
 
-    def _advance(
-        self, sequence: Sequence, tokens: list[int], hidden: torch.Tensor, num_accepted: int
-    ) -> Emission:
-        """Commit the rows behind `hidden` [n, h] and append the tokens that follow them."""
-        first = sequence.num_computed
+    def _advance(self, sequence: Sequence, tokens: list[int], num_rows: int) -> Emission:
+        """`num_rows` more are committed; append the tokens that follow them."""
         kept, reason = cut_at_end(sequence, tokens, self.model.eos_token_ids)
         sequence.tokens.extend(kept)
-        sequence.num_computed += len(hidden)
+        sequence.num_computed += num_rows
         sequence.finish_reason = reason
-        if reason is None:
-            self.drafting.remember(sequence, first, hidden, self.model.image_token_id)
-        return Emission(sequence, tuple(kept), min(num_accepted, len(kept)))
-
-    def _moves(
-        self, sequence: Sequence, rows: list[int]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(source, target) slots of accepted rows that are not in place already."""
-        committed = sequence.num_computed
-        source = committed + np.asarray(rows, np.int64)
-        target = committed + 1 + np.arange(len(rows))
-        moved = source != target
-        blocks = sequence.blocks
-        return self.cache.slots(blocks, source[moved]), self.cache.slots(blocks, target[moved])
+        return Emission(sequence, tuple(kept), min(max(len(tokens) - 1, 0), len(kept)))
 
     def _learn(
         self,

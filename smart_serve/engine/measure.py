@@ -63,6 +63,6 @@ def _time_ms(model: TargetModel, cache: KvCache, rows: list[Rows]) -> float:
         clock = time.perf_counter()
         step = pack_rows([rows], cache, like)
         hidden = model.forward(model.embed(step.token_ids), step.positions, step.attention)
-        model.logits(hidden).argmax(dim=-1).cpu()
+        model.logits(hidden.last).argmax(dim=-1).cpu()
         samples.append(1e3 * (time.perf_counter() - clock))
     return statistics.median(samples[1:])

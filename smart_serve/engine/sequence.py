@@ -21,45 +21,22 @@ class State(Enum):
 
 
 @dataclass(slots=True)
-class DraftInbox:
-    """What a sequence has committed and its drafter has not seen yet.
+class DraftProgress:
+    """How far a sequence's drafter has come. What it has still to see lies in the KV cache: token
+    ids here, hidden states in the cache's feature plane."""
 
-    Kept while drafting is off, so that the drafter can catch up; beyond `max_rows` the sequence
-    goes on without drafts, for memory must stay bounded.
-    """
-
-    max_rows: int
-    next_start: int = 0
-    """First draft position not yet sent."""
-    is_lost: bool = False
-    """No drafter can catch up any more."""
-    was_sent: bool = False
-    """A drafter holds something of this sequence, perhaps from before it started again."""
-    token_ids: list[int] = field(default_factory=list)
-    vectors: list[torch.Tensor] = field(default_factory=list)
-
-    def add(self, token_ids: list[int], vectors: torch.Tensor | None) -> None:
-        """Rows of newly committed positions: x_{t+1} [n] and h_t [n, h] (or image embeddings)."""
-        if self.is_lost:
-            return
-        if len(self.token_ids) + len(token_ids) > self.max_rows:
-            self.lose()
-            return
-        self.token_ids.extend(token_ids)
-        if vectors is not None:
-            self.vectors.append(vectors)
-
-    def take(self) -> tuple[int, NDArray[np.int64], torch.Tensor | None]:
-        """(first draft position, token ids [n], vectors [n, h]), and the inbox is empty."""
-        start, ids = self.next_start, np.asarray(self.token_ids, np.int64)
-        vectors = torch.cat(self.vectors) if self.vectors else None
-        self.next_start += len(ids)
-        self.was_sent = True
-        self.token_ids, self.vectors = [], []
-        return start, ids, vectors
+    num_sent: int = 0
+    """Draft positions that the drafter holds."""
+    is_open: bool = False
+    """The drafter holds something of this sequence."""
+    features_from: int = 0
+    """Committed positions before this one were computed when no features were kept."""
+    resume_at: int = 0
+    """Committed tokens from which the drafter is asked again: it had no room."""
 
     def lose(self) -> None:
-        self.is_lost, self.token_ids, self.vectors = True, [], []
+        """The drafter holds nothing any more; the next input opens the sequence again."""
+        self.num_sent, self.is_open = 0, False
 
 
 @dataclass(slots=True)
@@ -87,7 +64,6 @@ class Sequence:
         request: GenerateRequest,
         image_features: tuple[torch.Tensor, ...],
         seed: int,
-        max_inbox_rows: int,
         rope: RopePositions | None = None,
     ) -> None:
         self.id = sequence_id
@@ -104,7 +80,7 @@ class Sequence:
         self.state = State.WAITING
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
-        self.inbox = DraftInbox(max_inbox_rows)
+        self.draft = DraftProgress()
         self.tally = StepTally()
         self.arrival_s = time.monotonic()
         self.started_s: float | None = None
@@ -132,7 +108,7 @@ class Sequence:
         """After its KV blocks were taken: all tokens are to be computed again."""
         self.num_computed = 0
         self.state = State.WAITING
-        self.inbox = DraftInbox(self.inbox.max_rows, was_sent=self.inbox.was_sent)
+        self.draft.features_from = 0
 
     def stats(self) -> RequestStats:
         tally, started = self.tally, self.started_s or self.arrival_s

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from kernels.kv_write import kv_write
 from kernels.tree_attention import AttentionGroup, tree_attention
@@ -53,9 +52,5 @@ def packed_attention(
     return tree_attention(rows, keys, values, step.groups, scaling).unsqueeze(0), None
 
 
-def _no_mask(*_args: object, **_kwargs: object) -> None:
-    """The trees' masks travel with the step; transformers need not build one."""
-
-
+# Without a mask function beside it transformers builds none: the masks travel with the step.
 AttentionInterface.register(ATTENTION, packed_attention)
-AttentionMaskInterface.register(ATTENTION, _no_mask)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel
 
 from smart_serve.checkpoint import read_json
@@ -27,6 +28,16 @@ class KvShape:
     num_layers: int
     num_kv_heads: int
     head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """What a forward pass leaves behind, per packed row."""
+
+    last: torch.Tensor
+    """[N, h] after the final norm: the head's input."""
+    features: torch.Tensor
+    """[N, F] what drafters see: `last`, or the inputs of the captured layers side by side."""
 
 
 class TargetModel:
@@ -54,6 +65,24 @@ class TargetModel:
         self.kv_shape = kv_shape(config)
         self.dtype: torch.dtype = head.weight.dtype
         self.device: torch.device = head.weight.device
+        self._capture_layers: tuple[int, ...] = ()
+        self._captured: list[torch.Tensor] = []
+        self._hooks: list[RemovableHandle] = []
+
+    def capture(self, layers: tuple[int, ...]) -> bool:
+        """From now on features are the hidden states that enter `layers` (EAGLE-3's), side by side;
+        with none, the last hidden state. Returns whether that is a change."""
+        if layers == self._capture_layers:
+            return False
+        self._capture_layers = layers
+        for hook in self._hooks:
+            hook.remove()
+
+        def keep(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            self._captured.append(inputs[0][0])
+
+        self._hooks = [self._body.layers[i].register_forward_pre_hook(keep) for i in layers]
+        return True
 
     def rope_positions(self, spans: Sequence[ImageSpan]) -> RopePositions | None:
         """Positions of a prompt with these pictures; None: a token's index is its position."""
@@ -69,21 +98,17 @@ class TargetModel:
             embeds[first : first + len(features)] = features.to(embeds)
         return embeds
 
-    def forward(
-        self, embeds: torch.Tensor, positions: torch.Tensor, step: AttentionStep
-    ) -> torch.Tensor:
-        """Last hidden states [N, h], after the final norm, of packed rows [N, h].
-
-        `positions`: [N], or [3, N] under M-RoPE.
-        """
+    def forward(self, embeds: torch.Tensor, positions: torch.Tensor, step: AttentionStep) -> Hidden:
+        """Of packed rows [N, h]; `positions`: [N], or [3, N] under M-RoPE."""
+        self._captured.clear()
         output = self._body(
             inputs_embeds=embeds.unsqueeze(0),
             position_ids=positions.unsqueeze(-2),
             use_cache=False,
             step=step,
         )
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden[0]
+        last: torch.Tensor = output.last_hidden_state[0]
+        return Hidden(last, torch.cat(self._captured, dim=-1) if self._hooks else last)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, V] from [R, h]."""

@@ -11,7 +11,12 @@ from smart_serve.models.target import KvShape
 
 
 class KvCache:
-    """Keys and values of all layers, in one tensor so that a commit is one copy."""
+    """Keys and values of all layers, in one tensor so that a commit is one copy.
+
+    Beside them, when a drafter wants it, a plane of features: the target's hidden states of every
+    committed token. A drafter catches up from it after a pause, a reused prefix or its own death.
+    It costs 1.6 % of the keys and values of a 7B LLaVA, 6 % of an 8B Llama with grouped heads.
+    """
 
     def __init__(
         self,
@@ -30,6 +35,8 @@ class KvCache:
         self.values = list(self._data[shape.num_layers :])
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
+        self.features: torch.Tensor | None = None
+        """[slots, F]"""
 
     def slots(self, blocks: list[int], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Cache slots [n] of a sequence's `positions` [n], by its block table."""
@@ -37,6 +44,14 @@ class KvCache:
         block_of = table[positions // self.block_tokens]
         slots: NDArray[np.int64] = block_of * self.block_tokens + positions % self.block_tokens
         return slots
+
+    def keep_features(self, width: int) -> bool:
+        """Make room for features of `width`; whether what was kept so far is gone."""
+        if self.features is not None and self.features.shape[1] == width:
+            return False
+        num_slots = self.num_blocks * self.block_tokens
+        self.features = self._data.new_zeros(num_slots, width)
+        return True
 
     def clear(self, blocks: list[int]) -> None:
         """Zeros in `blocks`, in every layer."""

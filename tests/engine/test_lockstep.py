@@ -106,12 +106,8 @@ def run_with_broken_moves(
 ) -> bool:
     """Whether everything is still in step after 40 steps in which moves miss by `shift`."""
     engine, sequences = thicket_engine(folder, cases, seed=0)
-    honest = engine._moves
-
-    def moves(sequence: Sequence, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        return honest(sequence, [max(row + shift, 1) for row in rows])
-
-    engine._moves = moves
+    honest = engine.cache.move
+    engine.cache.move = lambda source, target: honest(source + shift, target)
     for _ in range(40):
         engine.step()
         if not texts_hold(sequences, cases):

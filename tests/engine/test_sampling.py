@@ -90,7 +90,7 @@ def test_requests_without_a_seed_differ(small_llava: Path, llava_cases: list[Cas
 
 def one_row(params: SamplingParams) -> Sequence:
     request = GenerateRequest(request_id="r", token_ids=(1,), sampling=params)
-    return Sequence(0, request, (), 0, 16)
+    return Sequence(0, request, (), 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

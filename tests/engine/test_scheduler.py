@@ -39,7 +39,7 @@ class World:
             token_ids=tuple(range(prompt)),
             sampling=SamplingParams(max_tokens=ANSWER),
         )
-        sequence = Sequence(len(self.sequences), request, (), 0, 99)
+        sequence = Sequence(len(self.sequences), request, (), 0)
         self.scheduler.add(sequence)
         self.sequences.append(sequence)
 
