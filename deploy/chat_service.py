@@ -166,6 +166,7 @@ class ChatService:
         self, name: str, prompt: Prompt, choices: Sequence[SamplingParams], param: str
     ) -> tuple[GenerateRequest, ...]:
         check_length(prompt, choices[0].max_tokens, self._context, param)
+        self._builder.tokenizer.check_ids(tuple(choices[0].logit_bias), "logit_bias")
         return tuple(
             GenerateRequest(
                 request_id=name,

@@ -26,6 +26,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_completion_tokens: int = 4_096
     max_choices: int = 8
     """Answers of one request: n, or prompts times n. Each takes a place in the batch."""
+    max_logit_bias: int = 1_024
+    """Tokens that one request may bias."""
     max_stop_strings: int = 4
     """As the OpenAI API documents it."""
     max_stop_chars: int = 256

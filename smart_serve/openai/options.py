@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from smart_serve.config import POLICY_NAMES, is_policy
@@ -11,6 +13,11 @@ from smart_serve.messages import SamplingParams
 from smart_serve.openai.schema import GenerationOptions
 
 _SEEDS = 2**64
+_AS_GIVEN = (
+    *("temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
+)
+"""Fields that `SamplingParams` has by the same name, and checks."""
 
 
 class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +52,7 @@ def parse_options(
     """`max_completion_tokens`: the chat API's newer name of `max_tokens`. Errors: ClientError."""
     stop = _stop_strings(request, limits)
     max_tokens = _max_tokens(request.max_tokens, max_completion_tokens, limits)
-    _check_delivery(request, limits)
+    _check_options(request, limits)
     return AnswerOptions(
         sampling=_sampling(request, stop, max_tokens or limits.max_completion_tokens),
         max_tokens_given=max_tokens is not None,
@@ -55,13 +62,16 @@ def parse_options(
     )
 
 
-def _check_delivery(request: GenerationOptions, limits: Limits) -> None:
+def _check_options(request: GenerationOptions, limits: Limits) -> None:
     if request.n is not None and not 1 <= request.n <= limits.max_choices:
         message = f"n must be between 1 and {limits.max_choices}"
         raise ClientError(message, code="invalid_value", param="n")
     if request.stream_options is not None and not request.stream:
         message = "stream_options needs stream = true"
         raise ClientError(message, code="invalid_value", param="stream_options")
+    if len(request.logit_bias or {}) > limits.max_logit_bias:
+        message = f"more than {limits.max_logit_bias} tokens in logit_bias"
+        raise ClientError(message, code="invalid_value", param="logit_bias")
     policy = request.speculation.policy if request.speculation else None
     if policy is not None and not is_policy(policy):
         message = f"the speculation policy must be one of {', '.join(POLICY_NAMES)}"
@@ -92,12 +102,10 @@ def _max_tokens(older: int | None, newer: int | None, limits: Limits) -> int | N
 
 
 def _sampling(request: GenerationOptions, stop: tuple[str, ...], max_tokens: int) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        top_k=0 if request.top_k is None else request.top_k,
-        seed=request.seed,
-        stop=stop,
-        policy=request.speculation.policy if request.speculation else None,
-    )
+    # The API's own default is 1; the library's is greedy.
+    given: dict[str, Any] = {"temperature": 1.0}
+    for name in _AS_GIVEN:
+        if (value := getattr(request, name)) is not None:
+            given[name] = value
+    policy = request.speculation.policy if request.speculation else None
+    return SamplingParams(max_tokens=max_tokens, stop=stop, policy=policy, **given)

@@ -67,8 +67,15 @@ class GenerationOptions(_Strict, frozen=True):
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    """By token id."""
     top_k: int | None = None
-    """Beyond OpenAI's API, as other servers have it; 0: no limit."""
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    ignore_eos: bool | None = None
+    """These four are beyond OpenAI's API, as other servers have them; see `SamplingParams`."""
     seed: int | None = None
     """With n > 1, answer i has the seed plus i."""
     stop: str | list[str] | None = None

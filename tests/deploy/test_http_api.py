@@ -148,11 +148,24 @@ def test_refusals_reach_the_client(client: openai.OpenAI) -> None:
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"max_tokens": 4000}, "messages"),
+        ({"logit_bias": {"100000": 1}}, "logit_bias"),
         ({"extra_body": {"speculation": {"policy": "magic"}}}, "speculation.policy"),
     ):
         with pytest.raises(openai.BadRequestError) as caught:
             chat(client, **fields)
         assert caught.value.param == param
+
+
+def test_a_bias_and_a_penalty_change_the_answer(client: openai.OpenAI, url: str) -> None:
+    plain = chat(client).choices[0].message.content
+    first = httpx.post(f"{url}/tokenize", json={"model": MODEL, "prompt": plain}).json()["tokens"]
+    biased = chat(client, logit_bias={str(token): -100 for token in first})
+    assert biased.choices[0].message.content != plain
+    long = {"max_tokens": 40, "extra_body": {"ignore_eos": True}}
+    free = chat(client, **long)
+    penalised = chat(client, presence_penalty=2, frequency_penalty=2, **long)
+    assert free.usage.completion_tokens == penalised.usage.completion_tokens == 40
+    assert free.choices[0].message.content != penalised.choices[0].message.content
 
 
 def test_a_client_that_leaves_frees_every_choice(url: str, source: LocalSource) -> None:

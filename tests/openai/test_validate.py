@@ -64,6 +64,12 @@ def test_a_full_request_keeps_its_meaning() -> None:
             temperature=0,
             top_p=0.5,
             top_k=3,
+            min_p=0.1,
+            presence_penalty=-1,
+            frequency_penalty=0.5,
+            repetition_penalty=1.5,
+            logit_bias={"17": -100, "3": 2.5},
+            ignore_eos=True,
             seed=-4,
             stop=["x", "y"],
             stream=True,
@@ -84,6 +90,9 @@ def test_a_full_request_keeps_its_meaning() -> None:
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0.0, 0.5)
     assert (sampling.top_k, sampling.seed, sampling.stop) == (3, -4, ("x", "y"))
     assert sampling.policy == "off"
+    assert (sampling.min_p, sampling.ignore_eos) == (0.1, True)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (-1.0, 0.5)
+    assert (sampling.repetition_penalty, sampling.logit_bias) == (1.5, {17: -100.0, 3: 2.5})
     assert (options.stream, options.include_usage, options.max_tokens_given) == (True,) * 3
     assert options.num_choices == 3
 
@@ -151,7 +160,15 @@ def test_bad_text_completions_are_told_apart(fields: dict[str, Any], code: str, 
         (b" " * 20_001, "request_too_large", None),
         (b"3", "invalid_type", "body"),
         (b'{"model": "m"}', "missing_field", "messages"),
-        (body(frequency_penalty=0.5), "unknown_field", "frequency_penalty"),
+        (body(tools=[]), "unknown_field", "tools"),
+        (body(frequency_penalty=2.5), "invalid_request", "frequency_penalty"),
+        (body(presence_penalty=-3), "invalid_request", "presence_penalty"),
+        (body(repetition_penalty=0), "invalid_request", "repetition_penalty"),
+        (body(min_p=1.1), "invalid_request", "min_p"),
+        (body(logit_bias={"5": 101}), "invalid_request", "logit_bias"),
+        (body(logit_bias={"-5": 1}), "invalid_request", "logit_bias"),
+        (body(logit_bias={"a": 1}), "invalid_type", "logit_bias"),
+        (body(logit_bias={str(i): 1 for i in range(1025)}), "invalid_value", "logit_bias"),
         (body(messages=[{"role": "user"}]), "missing_field", "messages[0].content"),
         (
             body(messages=[{"role": "user", "content": "a", "x": 1}]),
