@@ -63,9 +63,12 @@ class Calibration:
         self._accepted *= DECAY
         hit = accepted[judged].astype(np.float64)
         # Each observation is shared between the two knots around it, as the map interpolates.
-        for knot, weight in ((low, 1.0 - high_weight), (low + 1, high_weight)):
-            np.add.at(self._seen, (depth, knot), weight)
-            np.add.at(self._accepted, (depth, knot), weight * hit)
+        cell = depth * NUM_KNOTS + low
+        cells = np.concatenate((cell, cell + 1))
+        weights = np.concatenate((1.0 - high_weight, high_weight))
+        hits = weights * np.concatenate((hit, hit))
+        for counts, amounts in ((self._seen, weights), (self._accepted, hits)):
+            counts += np.bincount(cells, amounts, counts.size).reshape(counts.shape)
 
     def maps(self) -> tuple[tuple[float, ...], ...]:
         """Per depth, acceptance at the knots: a posterior mean, made monotone."""
@@ -75,10 +78,10 @@ class Calibration:
         # With the prior's weight a dozen of them would hold a useless drafter up for long.
         weight = self._seen + UNSEEN_WEIGHT
         rows = zip(mean, weight, strict=True)
-        return tuple(tuple(_isotonic(values, weights).tolist()) for values, weights in rows)
+        return tuple(tuple(_isotonic(values, weights)) for values, weights in rows)
 
 
-def _isotonic(values: FloatArray, weights: FloatArray) -> FloatArray:
+def _isotonic(values: FloatArray, weights: FloatArray) -> list[float]:
     """Closest non-decreasing sequence by weighted least squares: pool adjacent violators."""
     pools: list[tuple[float, float, int]] = []  # (mean, weight, count)
     for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
@@ -88,4 +91,4 @@ def _isotonic(values: FloatArray, weights: FloatArray) -> FloatArray:
             mean = (mean * total + last_mean * last_total) / (total + last_total)
             total, count = total + last_total, count + last_count
         pools.append((mean, total, count))
-    return np.concatenate([np.full(count, mean) for mean, _, count in pools])
+    return [mean for mean, _, count in pools for _ in range(count)]

@@ -30,6 +30,11 @@ from smart_serve.speculation.tree import Forest
 
 MAPS_EVERY = 8
 """Steps between two refreshes of the calibration maps; they move slowly."""
+PLAN_EVERY = 4
+"""Steps that a plan's prices stand for, while batch and context do: they move by a few per cent of
+a residual at a time, and to write them down takes a tenth of a millisecond."""
+CONTEXT_STEP = 32
+"""Committed tokens per sequence, on average, by which a context counts as another."""
 PAYBACK_STEPS = 16
 """Catching up is paid once and serves all steps after it: going back to drafting must pay within
 this many."""
@@ -85,6 +90,8 @@ class SpeculationController:
         """Speedup that was predicted, uncorrected, for the step now under way, if it drafts."""
         self._adaptive_chain = AdaptiveChain(config.max_depth)
         self._shape = shape_of(config.policy)
+        self._kept: tuple[tuple[object, ...], int, GrowthPlan] | None = None
+        """What the last plan was asked for, how often it was given out, and the plan."""
 
     @property
     def plan_epoch(self) -> int:
@@ -109,7 +116,7 @@ class SpeculationController:
             return None
         if policy == "smart" and self._fallback.rests(batch):
             return None
-        plan = self._growth_plan(policy, batch, context, envelope)
+        plan = self._current_plan(policy, batch, context, envelope)
         if policy == "adaptive-chain":
             return self._adaptive_chain.plan(plan, batch, catch_up_rows)
         if policy != "smart":
@@ -179,6 +186,16 @@ class SpeculationController:
             caught_up_speedup=caught_up_speedup,
             probe_price=drafted_ms / plan.verify_knot_ms[0] - 1.0,
         )
+
+    def _current_plan(
+        self, policy: str, batch: int, context: float, envelope: SpeculationPlan | None
+    ) -> GrowthPlan:
+        """The plan of the last steps while its prices may stand, else a new one."""
+        asked = (policy, batch, int(context) // CONTEXT_STEP, envelope)
+        if self._kept is None or self._kept[0] != asked or self._kept[1] >= PLAN_EVERY:
+            self._kept = asked, 0, self._growth_plan(policy, batch, context, envelope)
+        self._kept = self._kept[0], self._kept[1] + 1, self._kept[2]
+        return self._kept[2]
 
     def _growth_plan(
         self, policy: str, batch: int, context: float, envelope: SpeculationPlan | None

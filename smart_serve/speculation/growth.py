@@ -33,6 +33,18 @@ class Layer:
     confidences: FloatArray  # [n]
     path_probs: FloatArray  # [n] calibrated
     draft_probs: FloatArray  # [n] product of raw confidences along the path
+    width: int
+    """Children of each parent, best first."""
+
+    @property
+    def best_trees(self) -> IntArray:
+        """Trees of each parent's `PROFILE_WIDTH` best children. [m]"""
+        return self.trees.reshape(-1, self.width)[:, :PROFILE_WIDTH].reshape(-1)
+
+    @property
+    def best_path_probs(self) -> FloatArray:
+        """The same children's path probabilities. [m]"""
+        return self.path_probs.reshape(-1, self.width)[:, :PROFILE_WIDTH].reshape(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +153,7 @@ class TreeGrower(ABC):
             confidences=flat,
             path_probs=np.repeat(self._frontier_path, width) * calibrated,
             draft_probs=np.repeat(self._frontier_draft, width) * flat,
+            width=width,
         )
 
     def _forest(self, ids: IntArray) -> Forest:
@@ -148,7 +161,8 @@ class TreeGrower(ABC):
         trees = self.column("trees")[ids]
         order = np.argsort(trees, kind="stable")
         ids, trees = ids[order], trees[order]
-        offsets = np.searchsorted(trees, np.arange(self.num_trees + 1)).astype(np.int64)
+        offsets = np.zeros(self.num_trees + 1, np.int64)
+        np.cumsum(np.bincount(trees, minlength=self.num_trees), out=offsets[1:])
         row_of = np.zeros(self.num_candidates, np.int64)
         row_of[ids] = np.arange(len(ids)) - offsets[trees] + 1
         depths = np.repeat(
@@ -173,8 +187,10 @@ class TreeGrower(ABC):
         if not self.layers:
             return ()
         num_layers = len(self.layers)
-        layers = np.repeat(np.arange(num_layers), [len(layer.trees) for layer in self.layers])
-        groups, probs = layers * self.num_trees + self.column("trees"), self.column("path_probs")
+        # Children come best first: what is not among its parent's best is not among its tree's.
+        layers = np.repeat(np.arange(num_layers), [len(one.best_trees) for one in self.layers])
+        groups = layers * self.num_trees + np.concatenate([one.best_trees for one in self.layers])
+        probs = np.concatenate([one.best_path_probs for one in self.layers])
         order = np.lexsort((-probs, groups))
         ranks = rank_in_runs(groups[order])
         best, ranks = order[ranks < PROFILE_WIDTH], ranks[ranks < PROFILE_WIDTH]

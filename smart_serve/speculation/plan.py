@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import msgspec
 import numpy as np
 
@@ -44,6 +46,12 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Per depth, the share of a node's probability that its best child keeps (running estimate)."""
 
     def verify_ms(self, num_nodes: int) -> FloatArray:
-        """Target cost with 0..num_nodes draft nodes. [num_nodes + 1]"""
-        curve = Curve(tuple(map(float, self.verify_knots)), self.verify_knot_ms)
-        return curve.at(np.arange(num_nodes + 1, dtype=np.float64))
+        """Target cost with 0..num_nodes draft nodes. [num_nodes + 1], not to be written to."""
+        return _verify_ms(self.verify_knots, self.verify_knot_ms, num_nodes)
+
+
+@functools.lru_cache(maxsize=16)
+def _verify_ms(knots: tuple[int, ...], knot_ms: tuple[float, ...], num_nodes: int) -> FloatArray:
+    """Kept, since a plan's prices stand for some steps."""
+    curve = Curve(tuple(map(float, knots)), knot_ms)
+    return curve.at(np.arange(num_nodes + 1, dtype=np.float64))

@@ -28,7 +28,8 @@ class DrafterProfile:
         self._best = np.zeros((max_depth, PROFILE_WIDTH))
         self._best[:, 0] = chain
         self._child_mass = np.full(max_depth, DEFAULT_CHILD_MASS)
-        self._tokens = self._expected_tokens()
+        self._priced: tuple[GrowthPlan, int, FloatArray, FloatArray] | None = None
+        """The last plan and batch, with what `_prices` said of them."""
 
     @property
     def child_mass(self) -> tuple[float, ...]:
@@ -46,31 +47,37 @@ class DrafterProfile:
             self._best[opened:] = np.minimum(self._best[opened:] * last / max(before, 1e-9), last)
         mass = np.asarray(growth.child_mass)
         self._child_mass[: len(mass)] += WEIGHT * (mass - self._child_mass[: len(mass)])
-        self._tokens = self._expected_tokens()
 
     def best_speedups(
         self, plan: GrowthPlan, batch: int, catch_up_rows: Sequence[int]
     ) -> list[float]:
         """Tokens per time of the best tree of typical shape, over plain decoding's; for each number
         of rows that the drafter's first pass may have to run."""
-        depth = min(plan.max_depth, len(self._best))
-        sizes = np.arange(1, self._best.size + 1)
-        sizes = sizes[: max(0, plan.max_nodes // batch)]
-        verify = np.interp(sizes * batch, plan.verify_knots, plan.verify_knot_ms)
-        layers = plan.wire_ms + plan.draft_layer(batch) * np.arange(depth)[:, None]
-        tokens = self._tokens[:depth, : len(sizes)]
+        tokens, later_ms = self._prices(plan, batch)
         plain = plan.verify_knot_ms[0]
         return [
-            plain
-            * float((tokens / (plan.draft_layer(max(rows, 1)) + layers + verify)).max(initial=0))
+            plain * float((tokens / (plan.draft_layer(max(rows, 1)) + later_ms)).max(initial=0.0))
             for rows in catch_up_rows
         ]
+
+    def _prices(self, plan: GrowthPlan, batch: int) -> tuple[FloatArray, FloatArray]:
+        """Tokens of one typical tree, and what the step costs after its first draft pass, both
+        [depth, nodes of a tree]. They stand as long as the plan does."""
+        if self._priced is None or self._priced[0] is not plan or self._priced[1] != batch:
+            depth = min(plan.max_depth, len(self._best))
+            sizes = np.arange(1, self._best.size + 1)[: max(0, plan.max_nodes // batch)]
+            verify = np.interp(sizes * batch, plan.verify_knots, plan.verify_knot_ms)
+            layers = plan.wire_ms + plan.draft_layer(batch) * np.arange(depth)[:, None]
+            tokens = self._expected_tokens()[:depth, : len(sizes)]
+            self._priced = plan, batch, tokens, layers + verify
+        return self._priced[2], self._priced[3]
 
     def _expected_tokens(self) -> FloatArray:
         """Of one tree of 1, 2, … of the best nodes of the first d depths; 0 where there are no
         so many. [depth, nodes]"""
-        tokens = np.zeros((len(self._best), self._best.size))
-        for depth in range(1, len(self._best) + 1):
-            probs = -np.sort(-self._best[:depth].reshape(-1))
-            tokens[depth - 1, : len(probs)] = 1.0 + np.cumsum(probs)
-        return tokens
+        depths, width = self._best.shape
+        probs = np.tile(self._best.reshape(-1), (depths, 1))
+        there_are = np.arange(1, depths + 1)[:, None] * width
+        is_there = np.arange(probs.shape[1]) < there_are
+        ordered = -np.sort(-np.where(is_there, probs, 0.0), axis=1)
+        return np.where(is_there, 1.0 + np.cumsum(ordered, axis=1), 0.0)

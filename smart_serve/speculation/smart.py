@@ -31,6 +31,7 @@ class SmartGrower(TreeGrower):
         super().__init__(plan, num_trees)
         self._spent_ms = plan.wire_ms + plan.draft_layer(catch_up_rows)
         self._verify_ms = plan.verify_ms(plan.max_nodes + num_trees * plan.top_k)
+        self._ranked: tuple[int, IntArray, FloatArray] | None = None
 
     def expand(self, layer: Layer) -> IntArray:
         """The candidates whose best children are worth the next layer's draft pass."""
@@ -67,14 +68,21 @@ class SmartGrower(TreeGrower):
 
         The arg-max is global: real costs are a staircase, and a local one may be a tread.
         """
-        path_probs = self.column("path_probs")
-        # Stable: ties go to the shallower node.
-        order = np.argsort(-path_probs, kind="stable")[: self.plan.max_nodes]
-        tokens = np.empty(len(order) + 1)
-        tokens[0] = self.num_trees
-        np.cumsum(path_probs[order], out=tokens[1:])
-        tokens[1:] += self.num_trees
+        order, tokens = self._rank()
         return order, tokens, tokens / (self._spent_ms + self._verify_ms[: len(tokens)])
+
+    def _rank(self) -> tuple[IntArray, FloatArray]:
+        """The first two of `_scan`, kept until a layer comes."""
+        if self._ranked is None or self._ranked[0] != len(self.layers):
+            path_probs = self.column("path_probs")
+            # Stable: ties go to the shallower node.
+            order = np.argsort(-path_probs, kind="stable")[: self.plan.max_nodes]
+            tokens = np.empty(len(order) + 1)
+            tokens[0] = self.num_trees
+            np.cumsum(path_probs[order], out=tokens[1:])
+            tokens[1:] += self.num_trees
+            self._ranked = len(self.layers), order, tokens
+        return self._ranked[1], self._ranked[2]
 
     def _next_child_mass(self) -> float:
         depth = len(self.layers) + 1

@@ -67,7 +67,7 @@ class Forest:
     @property
     def sizes(self) -> IntArray:
         """Draft nodes per tree. [B]"""
-        return np.diff(self.offsets)
+        return self.offsets[1:] - self.offsets[:-1]
 
     def problem(self, vocab_size: int, max_nodes: int) -> str | None:
         """Why this forest must not be verified, or None.

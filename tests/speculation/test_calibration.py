@@ -107,7 +107,7 @@ weighted = st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 5)), min_size=1, m
 @given(pairs=weighted)
 def test_pooling_gives_the_closest_monotone_sequence(pairs: list[tuple[float, float]]) -> None:
     values, weights = (np.asarray(column) for column in zip(*pairs, strict=True))
-    fitted = _isotonic(values, weights)
+    fitted = np.asarray(_isotonic(values, weights))
     assert np.all(np.diff(fitted) >= -1e-12)
     # Optimality: each pool is the weighted mean of what it pools (the projection's condition).
     for level in np.unique(fitted.round(12)):
