@@ -1,4 +1,4 @@
-"""The network of EAGLE-1/2 and MSD drafters: one decoder layer over fused features.
+"""The network of EAGLE-1/2 and MSD drafters: a decoder layer (or few) over fused features.
 
 Training and inference share this module, so that a trained checkpoint and a served one cannot
 differ. Weights are named as in the published checkpoints (``fc.weight``, ``layers.0.*``).
@@ -20,13 +20,16 @@ class FeatureDraftNetwork(nn.Module):
     There is no input norm, no final norm and no head of its own.
     """
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(
+        self, config: LlamaConfig, *, fc_bias: bool = True, qkv_bias: bool = False
+    ) -> None:
         super().__init__()
         hidden = config.hidden_size
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, hidden)
-        self.fc = nn.Linear(2 * hidden, hidden, bias=True)
-        self.layers = nn.ModuleList([_layer_without_input_norm(config)])
+        self.fc = nn.Linear(2 * hidden, hidden, bias=fc_bias)
+        layers = (_layer(config, index, qkv_bias) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(layers)
         self.rotary_emb = LlamaRotaryEmbedding(config)
 
     def fuse(self, token_embeds: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -61,8 +64,16 @@ class FeatureDraftNetwork(nn.Module):
         return hidden
 
 
-def _layer_without_input_norm(config: LlamaConfig) -> nn.Module:
-    """One stock decoder layer; EAGLE-1/2 and MSD checkpoints hold no `input_layernorm`."""
-    layer: nn.Module = LlamaDecoderLayer(config, layer_idx=0)
-    layer.add_module("input_layernorm", nn.Identity())
-    return layer
+def _layer(config: LlamaConfig, index: int, qkv_bias: bool) -> nn.Module:
+    """A stock decoder layer, but for what published checkpoints hold: the first layer has no
+    `input_layernorm`, and drafters of Qwen2 targets have biases on q, k and v alone."""
+    layer = LlamaDecoderLayer(config, layer_idx=index)
+    if index == 0:
+        layer.add_module("input_layernorm", nn.Identity())
+    if qkv_bias:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            linear = getattr(layer.self_attn, name)
+            biased = nn.Linear(linear.in_features, linear.out_features, bias=True)
+            layer.self_attn.add_module(name, biased)
+    module: nn.Module = layer
+    return module

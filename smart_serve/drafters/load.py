@@ -3,69 +3,152 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import nn
 from transformers import LlamaConfig
 
-from smart_serve.checkpoint import Checkpoint, build_module
+from smart_serve.checkpoint import Checkpoint, Prefixes, build_module, read_json
 from smart_serve.config import EngineConfig
-from smart_serve.drafters.feature_drafter import FeatureDrafter
+from smart_serve.drafters.draft_model import DraftModel
+from smart_serve.drafters.eagle import Eagle
+from smart_serve.drafters.eagle3 import Eagle3, Eagle3Module
 from smart_serve.drafters.feature_network import FeatureDraftNetwork
 from smart_serve.drafters.measure import GRID, measure_layer_cost
+from smart_serve.drafters.network import DraftNetwork
+from smart_serve.drafters.network_drafter import NetworkDrafter
+from smart_serve.drafters.ngram import NgramDrafter
+from smart_serve.drafters.pickled import with_safetensors
 from smart_serve.drafters.protocol import Drafter
+from smart_serve.drafters.target_parts import TargetParts
 from smart_serve.errors import ConfigError
 from smart_serve.models.attention import ATTENTION
+from smart_serve.models.families import load_target
 from smart_serve.models.fingerprint import fingerprint
-from smart_serve.models.folders import resolve_drafter
+from smart_serve.models.folders import resolve_drafter, resolve_model
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.cost_store import CostStore
 
-_NETWORK_LAYOUT = {"embed_tokens.": "embed_tokens.", "fc.": "fc.", "layers.": "layers."}
-_HEAD_LAYOUTS = ({"language_model.lm_head.": ""}, {"lm_head.": ""})
+NGRAM = "ngram"
+DRAFT_MODEL = "draft_model:"
+_EAGLE_LAYOUT = {"fc.": "fc.", "layers.": "layers.", "embed_tokens.": "embed_tokens."}
+_EAGLE3_LAYOUT = {
+    name: name for name in ("midlayer.", "fc.", "norm.", "lm_head.", "d2t", "embed_tokens.")
+}
+_EMBEDDING = "embed_tokens.weight"
+
+ModuleT = TypeVar("ModuleT", FeatureDraftNetwork, Eagle3Module)
 
 
 def load_drafter(
     drafter: str, model_folder: Path, config: EngineConfig, store: CostStore | None = None
 ) -> Drafter:
-    """The drafter in a folder ("bundled": our own), with what it costs on this device: from the
-    `store` (by default the user's) or measured now.
+    """The drafter that `drafter` names, with what it costs on this device: from the `store` (by
+    default the user's) or measured now.
 
-    `model_folder` is the target's: feature drafters use the target's own head.
+    "ngram": prompt lookup. "draft_model:FOLDER": a language model. FOLDER, or "bundled": an EAGLE,
+    MSD or EAGLE-3 checkpoint, told apart by its tensors. `model_folder` is the target's. Raises
+    `ConfigError`.
     """
-    checkpoint = Checkpoint(resolve_drafter(drafter))
-    dtype, device = getattr(torch, config.dtype), config.device
-    network_config = LlamaConfig(**checkpoint.config)
-    network_config._attn_implementation = ATTENTION
-    network = build_module(lambda: FeatureDraftNetwork(network_config))
-    checkpoint.load_into(network, _NETWORK_LAYOUT, dtype, device)
-    feature_drafter = FeatureDrafter(
-        network,
-        _load_head(Checkpoint(model_folder), network_config, dtype, device),
-        image_token_id=checkpoint.config.get("image_token_index"),
-        num_blocks=config.kv_tokens // config.block_tokens + 1,
-        block_tokens=config.block_tokens,
+    target = TargetParts(model_folder, getattr(torch, config.dtype), config.device)
+    loaded: NgramDrafter | NetworkDrafter
+    if drafter == NGRAM:
+        loaded, shape = NgramDrafter(target.image_token_id, max_tokens=config.kv_tokens), {}
+    else:
+        if drafter.startswith(DRAFT_MODEL):
+            folder = resolve_model(drafter.removeprefix(DRAFT_MODEL))
+            network = _draft_model(folder, target)
+        else:
+            folder = resolve_drafter(drafter)
+            network = _checkpoint_network(folder, target)
+        shape = read_json(folder / "config.json")
+        num_blocks = config.kv_tokens // config.block_tokens + 1
+        loaded = NetworkDrafter(network, num_blocks=num_blocks, block_tokens=config.block_tokens)
+    model = {**shape, "drafter": loaded.info.kind, "target_vocab_size": target.vocab_size}
+    key = fingerprint("drafter", model, target.dtype, torch.device(target.device), GRID)
+    store = store or CostStore.of_user()
+    loaded.set_layer_cost(store.get(key, Curve, lambda: measure_layer_cost(loaded)))
+    return loaded
+
+
+def _draft_model(folder: Path, target: TargetParts) -> DraftNetwork:
+    model = load_target(folder, target.dtype, target.device)
+    target.check_vocabulary(folder, model.vocab_size)
+    multimodal = None not in (model.image_token_id, target.image_token_id)
+    return DraftModel(
+        model,
+        target.vocab_size,
+        target.image_token_id,
+        sees_images=multimodal and model.hidden_size == target.hidden_size,
     )
-    feature_drafter.set_layer_cost(
-        (store or CostStore.of_user()).get(
-            fingerprint("drafter", checkpoint.config, dtype, torch.device(device), GRID),
-            Curve,
-            lambda: measure_layer_cost(feature_drafter),
+
+
+def _checkpoint_network(folder: Path, target: TargetParts) -> DraftNetwork:
+    checkpoint = Checkpoint(with_safetensors(folder))
+    names = checkpoint.names()
+    if any(name.startswith("midlayer.") for name in names):
+        return _eagle3(checkpoint, target)
+    if "fc.weight" in names:
+        return _eagle(checkpoint, target)
+    raise ConfigError(
+        f"{folder} holds neither an EAGLE, MSD nor EAGLE-3 drafter; "
+        f"for a whole language model say '{DRAFT_MODEL}{folder}'"
+    )
+
+
+def _eagle(checkpoint: Checkpoint, target: TargetParts) -> Eagle:
+    config = _llama_config(checkpoint)
+    _check_hidden_size(config.hidden_size, target)
+    names = checkpoint.names()
+    module = build_module(
+        lambda: FeatureDraftNetwork(
+            config,
+            fc_bias="fc.bias" in names,
+            qkv_bias="layers.0.self_attn.q_proj.bias" in names,
         )
     )
-    return feature_drafter
+    _fill(module, checkpoint, _EAGLE_LAYOUT, target)
+    return Eagle(module, target.head(), target.image_token_id)
 
 
-def _load_head(
-    target: Checkpoint, config: LlamaConfig, dtype: torch.dtype, device: str
-) -> nn.Linear:
-    text_config = target.config.get("text_config", target.config)
-    if text_config["hidden_size"] != config.hidden_size:
+def _eagle3(checkpoint: Checkpoint, target: TargetParts) -> Eagle3:
+    config, names = _llama_config(checkpoint), checkpoint.names()
+    target_hidden = checkpoint.config.get("target_hidden_size", config.hidden_size)
+    _check_hidden_size(target_hidden, target)
+    maps_vocabulary = "d2t" in names
+    draft_vocab = checkpoint.config.get("draft_vocab_size", config.vocab_size)
+    if not maps_vocabulary and draft_vocab != target.vocab_size:
+        raise ConfigError(f"{checkpoint.folder}: 'd2t' is missing for a reduced vocabulary")
+    module = build_module(
+        lambda: Eagle3Module(config, target_hidden, draft_vocab, maps_vocabulary=maps_vocabulary)
+    )
+    _fill(module, checkpoint, _EAGLE3_LAYOUT, target)
+    network = Eagle3(module, target.num_layers)
+    limit = min(target.vocab_size, network.num_embeddings)
+    if network.target_ids.min() < 0 or network.target_ids.max() >= limit:
+        raise ConfigError(f"{checkpoint.folder}: 'd2t' leads outside the target's vocabulary")
+    return network
+
+
+def _fill(module: ModuleT, checkpoint: Checkpoint, layout: Prefixes, target: TargetParts) -> None:
+    """Weights from the drafter's checkpoint; embeddings that it leaves out are the target's."""
+    own = _EMBEDDING in checkpoint.names()
+    if not own:
+        del module.embed_tokens
+    checkpoint.load_into(module, layout, target.dtype, target.device)
+    if not own:
+        module.embed_tokens = target.embedding()
+
+
+def _llama_config(checkpoint: Checkpoint) -> LlamaConfig:
+    config = LlamaConfig(**checkpoint.config)
+    config._attn_implementation = ATTENTION
+    return config
+
+
+def _check_hidden_size(hidden_size: int, target: TargetParts) -> None:
+    if hidden_size != target.hidden_size:
         raise ConfigError(
-            f"the drafter's hidden size {config.hidden_size} is not the target's "
-            f"{text_config['hidden_size']}: it was made for another model"
+            f"the drafter's hidden size {hidden_size} is not the target's "
+            f"{target.hidden_size}: it was made for another model"
         )
-    vocab_size = text_config["vocab_size"]
-    head = build_module(lambda: nn.Linear(config.hidden_size, vocab_size, bias=False))
-    target.load_into(head, _HEAD_LAYOUTS, dtype, device)
-    return head

@@ -94,7 +94,8 @@ class TreeGrower(ABC):
         return self.layers[-1].first_id + len(self.layers[-1].trees) if self.layers else 0
 
     def add_layer(self, token_ids: IntArray, log_probs: FloatArray) -> IntArray:
-        """Children of every frontier node, both [F, k], best first.
+        """Children of every frontier node, both [F, k], best first; those beyond what a drafter
+        has to offer have log-probability -inf, and are neither expanded nor verified.
 
         Returns indices into the flattened [F * k] of those to expand in the next layer; none: the
         trees are grown. The first frontier is the roots, later ones are what was returned.
@@ -109,6 +110,7 @@ class TreeGrower(ABC):
         if len(self.layers) >= self.plan.max_depth:
             return np.empty(0, np.int64)
         chosen = self.expand(layer)
+        chosen = chosen[layer.confidences[chosen] > 0.0]
         for token in self.plan.terminal_tokens:
             chosen = chosen[layer.token_ids[chosen] != token]
         self._frontier_trees = layer.trees[chosen]
@@ -120,10 +122,16 @@ class TreeGrower(ABC):
     def finish(self) -> Growth:
         """The trees to verify."""
         clock = time.perf_counter()
-        forest = self._forest(np.sort(self.choose())) if self.layers else self._nothing()
+        forest = self._forest(self._offered()) if self.layers else self._nothing()
         profile = self._profile()
         policy_ms = 1e3 * (self._policy_s + time.perf_counter() - clock)
         return Growth(forest, profile, tuple(self._child_mass), policy_ms)
+
+    def _offered(self) -> IntArray:
+        """What is chosen, without the padding of drafters that had less to offer."""
+        chosen = np.sort(self.choose())
+        offered: IntArray = chosen[self.column("confidences")[chosen] > 0.0]
+        return offered
 
     @abstractmethod
     def expand(self, layer: Layer) -> IntArray:
@@ -142,6 +150,7 @@ class TreeGrower(ABC):
         confidences = np.exp(log_probs.astype(np.float64))
         flat = confidences.reshape(-1)
         calibrated = acceptance(self.plan.calibration, len(self.layers) + 1, flat)
+        calibrated[flat == 0.0] = 0.0
         best = calibrated.reshape(-1, width)[:, 0]
         mass = float(self._frontier_path.sum())
         self._child_mass.append(float((self._frontier_path * best).sum()) / max(mass, 1e-12))

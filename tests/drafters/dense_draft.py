@@ -1,80 +1,220 @@
-"""A small random feature drafter, and the same network without cache, trees or batch."""
+"""Small random drafters, and the same networks without cache, trees or batch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from small_models import IMAGE_TOKEN, VOCAB, small_text_config
 from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LlamaConfig,
+    PreTrainedModel,
+)
 
-from smart_serve.drafters.feature_drafter import FeatureDrafter
+from smart_serve.drafters.draft_model import DraftModel
+from smart_serve.drafters.eagle import Eagle
+from smart_serve.drafters.eagle3 import Eagle3, Eagle3Module
 from smart_serve.drafters.feature_network import FeatureDraftNetwork
-from smart_serve.drafters.protocol import DraftInput
+from smart_serve.drafters.network import DraftNetwork
+from smart_serve.drafters.network_drafter import NetworkDrafter
+from smart_serve.drafters.protocol import DrafterInfo, DraftInput
 from smart_serve.models.attention import ATTENTION
+from smart_serve.models.families import load_target
 
 HIDDEN = 32
+DRAFT_VOCAB = 23
+"""Of EAGLE-3's reduced vocabulary."""
 
-
-class Dense:
-    """The same network in transformers' own eager attention, without cache or trees."""
-
-    def __init__(self, drafter: FeatureDrafter) -> None:
-        config = small_text_config()
-        config._attn_implementation = "eager"
-        self.network = FeatureDraftNetwork(config).eval()
-        self.network.load_state_dict(drafter._network.state_dict())
-        self.head = drafter._head
-
-    def log_probs(self, history: History, path: list[int]) -> torch.Tensor:
-        """[V] after the root and `path`: predicted features stand in for those not yet known."""
-        tokens, vectors = list(history.tokens), history.rows
-        for token in [*path, None]:
-            features = self._forward(tokens, vectors)
-            if token is None:
-                return torch.log_softmax(self.head(features[-1]).float(), dim=-1)
-            tokens.append(token)
-            vectors = torch.cat((vectors, features[-1:]))
-        raise AssertionError
-
-    def _forward(self, tokens: list[int], vectors: torch.Tensor) -> torch.Tensor:
-        ids = torch.tensor(tokens)
-        fused = self.network.fuse(self.network.embed_tokens(ids), vectors)
-        fused = torch.where((ids == IMAGE_TOKEN).unsqueeze(1), vectors, fused)
-        size = len(tokens)
-        causal = torch.full((size, size), -torch.inf).triu(1)[None, None]
-        return self.network(fused[None], torch.arange(size)[None], attention_mask=causal)[0]
+LogProbs = Callable[["History", list[int]], torch.Tensor]
+"""[V] log-probabilities after a sequence's root and a path below it, by the target's token ids."""
 
 
 @dataclass
 class History:
-    """What one sequence has committed: x_{t+1} and the vectors beside them."""
+    """What one sequence has sent: tokens and what stands beside them."""
 
+    info: DrafterInfo
     tokens: list[int] = field(default_factory=list)
-    rows: torch.Tensor = field(default_factory=lambda: torch.zeros(0, HIDDEN))
+    vectors: torch.Tensor = field(default_factory=lambda: torch.zeros(0, HIDDEN))
 
     def extend(self, rng: np.random.Generator, count: int, pictures: bool = False) -> DraftInput:
+        """`count` more tokens, four of them a picture's with `pictures`."""
         start = len(self.tokens)
         new = rng.integers(0, IMAGE_TOKEN, count)
         if pictures:
             new[1:5] = IMAGE_TOKEN
-        vectors = torch.from_numpy(rng.normal(size=(count, HIDDEN))).float()
         self.tokens += new.tolist()
-        self.rows = torch.cat((self.rows, vectors))
+        rows = {"none": 0, "images": 4 * pictures}.get(self.info.vectors, count)
+        if rows == 0:
+            return DraftInput(0, start, new, None)
+        vectors = torch.from_numpy(rng.normal(size=(rows, self.info.vector_size))).float()
+        self.vectors = torch.cat((self.vectors, vectors)) if len(self.vectors) else vectors
         return DraftInput(0, start, new, vectors)
 
 
-def make_drafter(num_blocks: int = 200) -> FeatureDrafter:
+def as_drafter(network: DraftNetwork, num_blocks: int = 200) -> NetworkDrafter:
+    return NetworkDrafter(network, num_blocks=num_blocks, block_tokens=4)
+
+
+def small_config(layers: int = 1, attention: str = ATTENTION) -> LlamaConfig:
     config = small_text_config()
-    config._attn_implementation = ATTENTION
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        network = FeatureDraftNetwork(config).eval()
-        for weight in network.parameters():
-            nn.init.normal_(weight, std=0.12)
-        head = nn.Linear(HIDDEN, VOCAB, bias=False)
-        nn.init.normal_(head.weight, std=0.12)
-    return FeatureDrafter(
-        network, head, image_token_id=IMAGE_TOKEN, num_blocks=num_blocks, block_tokens=4
-    )
+    config.num_hidden_layers = layers
+    config._attn_implementation = attention
+    return config
+
+
+def randomise(module: nn.Module, seed: int = 5) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            centre = 1.0 if "norm" in name else 0.0
+            weight.copy_(centre + 0.12 * torch.randn(weight.shape, generator=generator))
+
+
+# ---- EAGLE-1/2 and MSD
+
+
+def small_eagle(layers: int = 1, *, fc_bias: bool = True, qkv_bias: bool = False) -> Eagle:
+    network = FeatureDraftNetwork(small_config(layers), fc_bias=fc_bias, qkv_bias=qkv_bias).eval()
+    head = nn.Linear(HIDDEN, VOCAB, bias=False)
+    randomise(network)
+    randomise(head, 6)
+    return Eagle(network, head, IMAGE_TOKEN)
+
+
+def dense_eagle(eagle: Eagle) -> LogProbs:
+    """Eager attention over the whole path; predicted features stand in for those not yet known."""
+    state = eagle.module.state_dict()
+    network = FeatureDraftNetwork(
+        small_config(len(eagle.module.layers), "eager"),
+        fc_bias="fc.bias" in state,
+        qkv_bias="layers.0.self_attn.q_proj.bias" in state,
+    ).eval()
+    network.load_state_dict(state)
+
+    def inputs(tokens: list[int], vectors: torch.Tensor, num_committed: int) -> torch.Tensor:
+        ids = torch.tensor(tokens)
+        fused = network.fuse(network.embed_tokens(ids), vectors)
+        is_image = (ids == IMAGE_TOKEN) & (torch.arange(len(ids)) < num_committed)
+        return torch.where(is_image.unsqueeze(1), vectors, fused)
+
+    def log_probs(history: History, path: list[int]) -> torch.Tensor:
+        tokens, vectors = list(history.tokens), history.vectors
+        for token in [*path, None]:
+            size = len(tokens)
+            rows = inputs(tokens, vectors, len(history.tokens))
+            positions = torch.arange(size)[None]
+            features = network(rows[None], positions, attention_mask=causal(size))[0]
+            if token is None:
+                break
+            tokens.append(token)
+            vectors = torch.cat((vectors, features[-1:]))
+        return torch.log_softmax(eagle.head(features[-1]).float(), dim=-1)
+
+    return log_probs
+
+
+# ---- EAGLE-3
+
+
+def small_eagle3() -> Eagle3:
+    module = Eagle3Module(small_config(), HIDDEN, DRAFT_VOCAB).eval()
+    randomise(module)
+    kept = np.sort(np.random.default_rng(8).choice(VOCAB, DRAFT_VOCAB, replace=False))
+    module.d2t.copy_(torch.from_numpy(kept - np.arange(DRAFT_VOCAB)))
+    return Eagle3(module, target_layers=8)
+
+
+def dense_eagle3(eagle: Eagle3) -> LogProbs:
+    """Written out after the published wiring, with nothing of `Eagle3Layer`."""
+    weights = eagle.module.state_dict()
+    config = small_config(attention="eager")
+    rotary = eagle.module.rotary_emb
+
+    def norm(name: str, rows: torch.Tensor) -> torch.Tensor:
+        scale = (rows.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps).rsqrt()
+        return weights[f"{name}.weight"] * rows * scale
+
+    def linear(name: str, rows: torch.Tensor) -> torch.Tensor:
+        return rows @ weights[f"{name}.weight"].T
+
+    def attend(rows: torch.Tensor) -> torch.Tensor:
+        size, dim = len(rows), config.head_dim
+        cos, sin = (part[0] for part in rotary(rows, torch.arange(size)[None]))
+        heads = []
+        for name in ("q_proj", "k_proj", "v_proj"):
+            projected = linear(f"midlayer.self_attn.{name}", rows).view(size, -1, dim)
+            heads.append(projected.transpose(0, 1))
+        query, key, value = heads
+        query, key = (part * cos + rotate_half(part) * sin for part in (query, key))
+        groups = len(query) // len(key)
+        key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
+        scores = query @ key.transpose(1, 2) / dim**0.5 + causal(size)[0]
+        mixed = (scores.softmax(-1) @ value).transpose(0, 1).reshape(size, -1)
+        return linear("midlayer.self_attn.o_proj", mixed)
+
+    def layer(embeds: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        both = (norm("midlayer.input_layernorm", embeds), norm("midlayer.hidden_norm", features))
+        features = features + attend(torch.cat(both, -1))
+        rows = norm("midlayer.post_attention_layernorm", features)
+        gate = nn.functional.silu(linear("midlayer.mlp.gate_proj", rows))
+        up = linear("midlayer.mlp.up_proj", rows)
+        return features + linear("midlayer.mlp.down_proj", gate * up)
+
+    def log_probs(history: History, path: list[int]) -> torch.Tensor:
+        tokens, features = list(history.tokens), linear("fc", history.vectors)
+        for token in [*path, None]:
+            after = layer(weights["embed_tokens.weight"][tokens], features)
+            if token is None:
+                break
+            tokens.append(token)
+            features = torch.cat((features, after[-1:]))
+        logits = linear("lm_head", norm("norm", after[-1:]))[0]
+        spread = torch.full((VOCAB,), -torch.inf)
+        spread[torch.arange(DRAFT_VOCAB) + weights["d2t"]] = torch.log_softmax(logits, -1)
+        return spread
+
+    return log_probs
+
+
+# ---- whole language models
+
+
+def small_draft_model(folder: Path, *, sees_images: bool) -> DraftModel:
+    model = load_target(folder, torch.float32, "cpu")
+    return DraftModel(model, VOCAB, IMAGE_TOKEN, sees_images=sees_images)
+
+
+def dense_draft_model(folder: Path, *, sees_images: bool) -> LogProbs:
+    """transformers' own forward; without `sees_images` of the text alone."""
+    loader = AutoModelForImageTextToText if sees_images else AutoModelForCausalLM
+    model: PreTrainedModel = loader.from_pretrained(folder).eval()
+
+    def log_probs(history: History, path: list[int]) -> torch.Tensor:
+        tokens = history.tokens
+        if not sees_images:
+            tokens = [token for token in tokens if token != IMAGE_TOKEN]
+        ids = torch.tensor([*tokens, *path])
+        embeds = model.get_input_embeddings()(ids)
+        if sees_images:
+            is_image = (ids == IMAGE_TOKEN) & (torch.arange(len(ids)) < len(tokens))
+            embeds[is_image] = history.vectors
+        logits = model(inputs_embeds=embeds[None]).logits[0, -1]
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    return log_probs
+
+
+def causal(size: int) -> torch.Tensor:
+    return torch.full((size, size), -torch.inf).triu(1)[None, None]
+
+
+def rotate_half(rows: torch.Tensor) -> torch.Tensor:
+    left, right = rows.chunk(2, dim=-1)
+    return torch.cat((-right, left), dim=-1)

@@ -14,8 +14,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 
 from smart_serve.config import EngineConfig, SpeculationConfig
-from smart_serve.drafters.feature_drafter import FeatureDrafter
+from smart_serve.drafters.eagle import Eagle
 from smart_serve.drafters.feature_network import FeatureDraftNetwork
+from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.sequence import Sequence
@@ -103,7 +104,7 @@ def make_engine(
     return Engine(model, cache, config, costs, drafter)
 
 
-def random_feature_drafter(folder: Path, kv_tokens: int = 2048) -> FeatureDrafter:
+def random_feature_drafter(folder: Path, kv_tokens: int = 2048) -> NetworkDrafter:
     """Untrained, so it is nearly always wrong."""
     config = AutoConfig.from_pretrained(folder)
     text = getattr(config, "text_config", config)
@@ -112,13 +113,8 @@ def random_feature_drafter(folder: Path, kv_tokens: int = 2048) -> FeatureDrafte
         torch.manual_seed(3)
         network = FeatureDraftNetwork(text).eval()
         head = nn.Linear(text.hidden_size, VOCAB, bias=False)
-    return FeatureDrafter(
-        network,
-        head,
-        image_token_id=IMAGE_TOKEN if text is not config else None,
-        num_blocks=kv_tokens // 4 + 1,
-        block_tokens=4,
-    )
+    eagle = Eagle(network, head, IMAGE_TOKEN if text is not config else None)
+    return NetworkDrafter(eagle, num_blocks=kv_tokens // 4 + 1, block_tokens=4)
 
 
 def run_all(

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from dense_draft import HIDDEN, Dense, History, make_drafter
+from dense_draft import (
+    HIDDEN,
+    History,
+    LogProbs,
+    as_drafter,
+    dense_draft_model,
+    dense_eagle,
+    dense_eagle3,
+    small_draft_model,
+    small_eagle,
+    small_eagle3,
+)
 from small_models import VOCAB
 
-from smart_serve.drafters import feature_drafter
-from smart_serve.drafters.feature_drafter import FeatureDrafter
+from smart_serve.drafters import draft_tree, network_drafter
+from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.drafters.protocol import DraftBatch, DraftInput
 from smart_serve.speculation.growth import TreeGrower
 from smart_serve.speculation.plan import GrowthPlan
@@ -19,12 +31,41 @@ from smart_serve.speculation.policies import make_grower
 from smart_serve.speculation.tree import Forest
 
 PLAN = GrowthPlan(policy="eagle2", max_nodes=400, max_depth=4, top_k=3, nodes_per_tree=30)
+KINDS = (
+    *("eagle", "eagle-two-layers", "eagle-without-bias", "eagle-qkv-bias", "eagle3"),
+    *("text-model", "multimodal-model"),
+)
+
+Pair = tuple[NetworkDrafter, LogProbs]
 
 
 @pytest.fixture
-def drafter() -> Iterator[FeatureDrafter]:
+def pair(request: pytest.FixtureRequest, small_llama: Path, small_llava: Path) -> Iterator[Pair]:
+    """A drafter of the kind asked for, and its dense form."""
     with torch.inference_mode():
-        yield make_drafter()
+        match request.param:
+            case "eagle3":
+                eagle3 = small_eagle3()
+                yield as_drafter(eagle3), dense_eagle3(eagle3)
+            case "text-model":
+                text = small_draft_model(small_llama, sees_images=False)
+                yield as_drafter(text), dense_draft_model(small_llama, sees_images=False)
+            case "multimodal-model":
+                model = small_draft_model(small_llava, sees_images=True)
+                yield as_drafter(model), dense_draft_model(small_llava, sees_images=True)
+            case kind:
+                eagle = small_eagle(
+                    layers=2 if kind == "eagle-two-layers" else 1,
+                    fc_bias=kind != "eagle-without-bias",
+                    qkv_bias=kind == "eagle-qkv-bias",
+                )
+                yield as_drafter(eagle), dense_eagle(eagle)
+
+
+@pytest.fixture
+def drafter() -> Iterator[NetworkDrafter]:
+    with torch.inference_mode():
+        yield as_drafter(small_eagle())
 
 
 def numbered(item: DraftInput, sequence_id: int) -> DraftInput:
@@ -39,11 +80,11 @@ def record_layers(monkeypatch: pytest.MonkeyPatch) -> list[TreeGrower]:
         growers.append(make_grower(*arguments))
         return growers[-1]
 
-    monkeypatch.setattr(feature_drafter, "make_grower", kept)
+    monkeypatch.setattr(network_drafter, "make_grower", kept)
     return growers
 
 
-def check_against_dense(grower: TreeGrower, histories: list[History], dense: Dense) -> int:
+def check_against_dense(grower: TreeGrower, histories: list[History], dense: LogProbs) -> int:
     """Compare the children of every expanded node; returns how many nodes there were."""
     tokens, parents = grower.column("token_ids"), grower.column("parents")
     trees, confidences = grower.column("trees"), grower.column("confidences")
@@ -58,7 +99,7 @@ def check_against_dense(grower: TreeGrower, histories: list[History], dense: Den
                 node = int(parents[node])
             tree = int(trees[layer.first_id + group])
             assert node == tree
-            expected = dense.log_probs(histories[tree], path).topk(width)
+            expected = dense(histories[tree], path).topk(width)
             ids = slice(layer.first_id + group, layer.first_id + group + width)
             assert tokens[ids].tolist() == expected.indices.tolist()
             got = np.log(confidences[ids])
@@ -67,13 +108,15 @@ def check_against_dense(grower: TreeGrower, histories: list[History], dense: Den
     return num_expanded
 
 
+@pytest.mark.parametrize("pair", KINDS, indirect=True)
 def test_every_expanded_node_equals_a_forward_from_scratch(
-    drafter: FeatureDrafter, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts of mixed lengths with pictures, then catching up by different numbers of rows."""
-    growers, dense = record_layers(monkeypatch), Dense(drafter)
+    drafter, dense = pair
+    growers = record_layers(monkeypatch)
     rng = np.random.default_rng(0)
-    histories = [History() for _ in range(3)]
+    histories = [History(drafter.info) for _ in range(3)]
     for counts in ((9, 30, 2), (1, 3, 2), (4, 1, 6)):
         inputs = tuple(
             numbered(history.extend(rng, count, pictures=count > 5), i)
@@ -87,39 +130,59 @@ def test_every_expanded_node_equals_a_forward_from_scratch(
     assert drafter.free_blocks == drafter.total_blocks
 
 
-def test_a_wrong_position_would_show(
-    drafter: FeatureDrafter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("pair", KINDS, indirect=True)
+def test_a_wrong_position_would_show(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: with nodes of a layer one position off the comparison must fail."""
-    growers, dense = record_layers(monkeypatch), Dense(drafter)
-    real = feature_drafter.Rows
+    drafter, dense = pair
+    growers = record_layers(monkeypatch)
+    real = draft_tree.Rows
 
-    def shifted(**fields: object) -> feature_drafter.Rows:
+    def shifted(**fields: object) -> draft_tree.Rows:
         is_tree = fields["num_committed"] != 0
         return real(**{**fields, "positions": fields["positions"] + is_tree})
 
-    monkeypatch.setattr(feature_drafter, "Rows", shifted)
-    history = History()
+    monkeypatch.setattr(draft_tree, "Rows", shifted)
+    history = History(drafter.info)
     drafter.propose(DraftBatch((history.extend(np.random.default_rng(1), 9),), PLAN))
     with pytest.raises(AssertionError):
         check_against_dense(growers[-1], [history], dense)
 
 
-def test_trees_do_not_depend_on_their_batch(drafter: FeatureDrafter) -> None:
+@pytest.mark.parametrize("pair", ["text-model", "multimodal-model", "eagle"], indirect=True)
+def test_a_picture_that_is_read_wrongly_would_show(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of pictures: the dense form of another one must differ."""
+    drafter, dense = pair
+    growers = record_layers(monkeypatch)
+    history = History(drafter.info)
+    item = history.extend(np.random.default_rng(1), 12, pictures=True)
+    drafter.propose(DraftBatch((item,), PLAN))
+    assert check_against_dense(growers[-1], [history], dense) > 5
+    if drafter.info.vectors == "none":
+        history.tokens[1:5] = [7, 7, 7, 7]
+    history.vectors[1:5] *= -1
+    with pytest.raises(AssertionError):
+        check_against_dense(growers[-1], [history], dense)
+
+
+def test_trees_do_not_depend_on_their_batch(drafter: NetworkDrafter) -> None:
     rng = np.random.default_rng(2)
-    inputs = [numbered(History().extend(rng, n), i) for i, n in enumerate((5, 21, 1, 12))]
+    inputs = [
+        numbered(History(drafter.info).extend(rng, n), i) for i, n in enumerate((5, 21, 1, 12))
+    ]
     together = drafter.propose(DraftBatch(tuple(inputs), PLAN)).growth.forest
     for i, item in enumerate(inputs):
-        alone = make_drafter().propose(DraftBatch((item,), PLAN)).growth.forest
+        alone = as_drafter(small_eagle()).propose(DraftBatch((item,), PLAN)).growth.forest
         begin, end = together.offsets[i], together.offsets[i + 1]
         assert together.token_ids[begin:end].tolist() == alone.token_ids.tolist()
         assert together.parents[begin:end].tolist() == alone.parents.tolist()
         assert np.allclose(together.confidences[begin:end], alone.confidences, atol=1e-5)
 
 
-def test_a_lost_sequence_is_reported_and_the_others_get_trees(drafter: FeatureDrafter) -> None:
+def test_a_lost_sequence_is_reported_and_the_others_get_trees(drafter: NetworkDrafter) -> None:
     rng = np.random.default_rng(3)
-    known, lost = History(), History()
+    known, lost = History(drafter.info), History(drafter.info)
     drafter.propose(DraftBatch((numbered(known.extend(rng, 5), 7),), PLAN))
     lost.extend(rng, 4)
     inputs = (numbered(lost.extend(rng, 2), 8), numbered(known.extend(rng, 2), 7))
@@ -137,9 +200,9 @@ def test_a_lost_sequence_is_reported_and_the_others_get_trees(drafter: FeatureDr
 
 @pytest.mark.parametrize("num_blocks", range(2, 16))
 def test_a_small_cache_limits_trees_and_never_leaks(num_blocks: int) -> None:
-    drafter = make_drafter(num_blocks)
+    drafter = as_drafter(small_eagle(), num_blocks)
     rng = np.random.default_rng(4)
-    histories = [History() for _ in range(2)]
+    histories = [History(drafter.info) for _ in range(2)]
     alive = {0, 1}
     for counts in ((7, 6), (2, 3), (9, 1)):
         order = sorted(alive)

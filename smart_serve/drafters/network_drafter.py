@@ -1,0 +1,187 @@
+"""Draft trees from a causal network over a paged cache of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smart_serve.drafters.draft_tree import DraftTree, Held
+from smart_serve.drafters.network import DraftNetwork
+from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, DraftInput, Proposal
+from smart_serve.paging.blocks import BlockPool
+from smart_serve.paging.kv_cache import KvCache
+from smart_serve.paging.rows import Ints, Rows, pack_rows
+from smart_serve.speculation.cost import Curve
+from smart_serve.speculation.growth import Growth, TreeGrower
+from smart_serve.speculation.policies import make_grower
+from smart_serve.speculation.tree import Forest
+
+JOINT_ROWS = 16
+"""Inputs up to this long are attended in one padded group; longer ones (prompts) each alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Frontier:
+    """The rows of the last pass, whose children come next."""
+
+    features: torch.Tensor  # [F, f]
+    trees: Ints  # [F]
+    rows: Ints  # [F] row within its tree's expanded nodes; unused for roots
+
+
+class NetworkDrafter:
+    """Catches up with what was committed and grows trees, layer by layer."""
+
+    def __init__(self, network: DraftNetwork, *, num_blocks: int, block_tokens: int) -> None:
+        self._network = network
+        weight = network.weight
+        self._cache = KvCache(
+            network.kv_shape, num_blocks, block_tokens, weight.dtype, weight.device
+        )
+        self._pool = BlockPool(num_blocks, block_tokens)
+        self._held: dict[int, Held] = {}
+        self._info = DrafterInfo(
+            kind=network.kind,
+            vectors=network.vectors,
+            vector_size=network.vector_size,
+            capture_layers=network.capture_layers,
+            layer_cost=Curve((1.0,), (1.0,)),
+        )
+
+    @property
+    def info(self) -> DrafterInfo:
+        return self._info
+
+    def set_layer_cost(self, layer_cost: Curve) -> None:
+        """Measured on this device (see `drafters.measure`)."""
+        self._info = replace(self._info, layer_cost=layer_cost)
+
+    @property
+    def free_blocks(self) -> int:
+        return self._pool.free
+
+    @property
+    def total_blocks(self) -> int:
+        return self._pool.total
+
+    def close(self, sequence_ids: Sequence[int]) -> None:
+        for sequence_id in sequence_ids:
+            held = self._held.pop(sequence_id, None)
+            if held is not None:
+                self._pool.release(held.blocks)
+
+    @torch.inference_mode()
+    def propose(self, batch: DraftBatch) -> Proposal:
+        places = [self._place(item) for item in batch.inputs]
+        trees = [tree for tree in places if tree is not None]
+        known = [i for i, tree in enumerate(places) if tree is not None]
+        unknown = tuple(i for i, tree in enumerate(places) if tree is None)
+        if not trees:
+            return Proposal(Growth(Forest.empty(len(places)), (), ()), unknown)
+        growth, layer_ms, layer_rows = self._grow(batch, trees)
+        for tree in trees:
+            self._pool.release(tree.held.blocks, keep_tokens=tree.held.num_rows)
+        growth = replace(growth, forest=growth.forest.spread(len(places), known))
+        return Proposal(growth, unknown, tuple(layer_ms), tuple(layer_rows))
+
+    def _place(self, item: DraftInput) -> DraftTree | None:
+        """Room for the input's rows, or None: the sequence is not held up to `start`."""
+        if item.start == 0:
+            self.close([item.sequence_id])
+            self._held[item.sequence_id] = Held()
+        held = self._held.get(item.sequence_id)
+        if held is None or held.next_start != item.start or len(item.token_ids) == 0:
+            return None
+        if self._network.accepts(item):
+            tree = DraftTree(held, item, self._network.read(item.token_ids))
+            if self._pool.grow(held.blocks, held.num_rows + len(tree.token_ids)):
+                return tree
+        self.close([item.sequence_id])
+        return None
+
+    def _grow(
+        self, batch: DraftBatch, trees: list[DraftTree]
+    ) -> tuple[Growth, list[float], list[int]]:
+        """catch up → (children → keep → expand)* → finish."""
+        num_rows = sum(len(tree.token_ids) for tree in trees)
+        grower = make_grower(batch.growth, len(trees), num_rows)
+        layer_ms, layer_rows = [], []
+        clock = time.perf_counter()
+        frontier = self._catch_up(trees)
+        while True:
+            token_ids, log_probs = self._children(frontier.features, batch.growth.top_k)
+            layer_ms.append(1e3 * (time.perf_counter() - clock))
+            layer_rows.append(num_rows)
+            chosen = self._with_room(
+                grower, grower.add_layer(token_ids, log_probs), frontier, trees
+            )
+            if len(chosen) == 0:
+                return grower.finish(), layer_ms, layer_rows
+            clock, num_rows = time.perf_counter(), len(chosen)
+            frontier = self._expand(frontier, chosen, token_ids, trees, len(layer_ms))
+
+    def _catch_up(self, trees: list[DraftTree]) -> _Frontier:
+        """Run the newly committed rows; the last row of each tree is its root's."""
+        order = sorted(range(len(trees)), key=lambda i: len(trees[i].token_ids) > JOINT_ROWS)
+        rows = [trees[i].commit() for i in order]
+        short = [row for row in rows if len(row.token_ids) <= JOINT_ROWS]
+        groups = [short, *([row] for row in rows[len(short) :])]
+        step = pack_rows(groups, self._cache, self._network.weight)
+        items = [trees[i].item for i in order]
+        inputs = self._network.committed_inputs(step.token_ids, items)
+        features = self._network.forward(inputs, step)
+        last = np.empty(len(trees), np.int64)
+        last[order] = step.first_rows[1:] - 1
+        everything = np.arange(len(trees))
+        return _Frontier(features[torch.from_numpy(last)], everything, everything)
+
+    def _expand(
+        self, frontier: _Frontier, chosen: Ints, token_ids: Ints, trees: list[DraftTree], depth: int
+    ) -> _Frontier:
+        """Run the chosen children ([F * k] indices) at `depth` (1 for children of roots)."""
+        parents = chosen // token_ids.shape[1]
+        tree_of = frontier.trees[parents]
+        order = np.argsort(tree_of, kind="stable")
+        chosen_tokens = token_ids.reshape(-1)[chosen]
+        rows: list[Rows] = []
+        row_of = np.empty(len(chosen), np.int64)
+        for index in np.unique(tree_of):
+            mine = order[tree_of[order] == index]
+            tree = trees[index]
+            row_of[mine] = len(tree.visible) + np.arange(len(mine))
+            above = None if depth == 1 else frontier.rows[parents[mine]]
+            rows.append(tree.expand(chosen_tokens[mine], above, depth))
+        step = pack_rows([rows], self._cache, self._network.weight)
+        above_features = frontier.features[torch.from_numpy(parents[order])]
+        inputs = self._network.node_inputs(step.token_ids, above_features)
+        features = self._network.forward(inputs, step)
+        back = np.empty(len(chosen), np.int64)
+        back[order] = np.arange(len(chosen))
+        return _Frontier(features[torch.from_numpy(back)], tree_of, row_of)
+
+    def _children(self, features: torch.Tensor, top_k: int) -> tuple[Ints, NDArray[np.float64]]:
+        """Best tokens, as the target counts them, and their log-probabilities, both [F, k]."""
+        log_probs = torch.log_softmax(self._network.logits(features).float(), dim=-1)
+        best = log_probs.topk(min(top_k, log_probs.shape[1]), dim=-1)
+        token_ids = best.indices.cpu().numpy()
+        if self._network.target_ids is not None:
+            token_ids = self._network.target_ids[token_ids]
+        return token_ids, best.values.double().cpu().numpy()
+
+    def _with_room(
+        self, grower: TreeGrower, chosen: Ints, frontier: _Frontier, trees: list[DraftTree]
+    ) -> Ints:
+        """`chosen` if every tree's new rows have blocks, else nothing: the trees stop growing."""
+        if len(chosen) == 0:
+            return chosen
+        width = len(grower.layers[-1].trees) // len(frontier.trees)
+        counts = np.bincount(frontier.trees[chosen // width], minlength=len(trees))
+        for tree, count in zip(trees, counts.tolist(), strict=True):
+            if not self._pool.grow(tree.held.blocks, tree.num_rows + count):
+                return chosen[:0]
+        return chosen
