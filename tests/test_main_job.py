@@ -53,7 +53,7 @@ def reference(single: LLM, requests: list[Request]) -> list[tuple[int, ...]]:
     for request in requests:
         images = [image_from_pil(picture) for picture in request.get("images", ())]  # type: ignore[attr-defined]
         ids = torch.tensor([single.prompts.build_raw(str(request["prompt"]), images).token_ids])
-        pixels = {"pixel_values": pixels_of(decode_image(images[0]))[None]} if images else {}
+        pixels = pixels_of(decode_image(images[0])) if images else {}
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

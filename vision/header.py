@@ -6,13 +6,17 @@ Pillow's own `open` is not enough: its WebP plugin allocates the canvas when it 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import msgspec
 
-_JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Start-of-frame markers (ITU-T T.81, table B.1); C4, C8 and CC are not frames."""
 _JPEG_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
 """Markers without a length."""
+_JPEG_SCAN = 0xDA
+MAX_BLOCKS = 4_096
+"""Segments or chunks of one file that are looked at: real files have tens before their pixels."""
 
 
 class ImageHeader(msgspec.Struct, frozen=True):
@@ -62,21 +66,32 @@ def _gif_size(data: bytes) -> tuple[int, int] | None:
     return width, height
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, first byte, end) of the segments before the scan; ends early where `data` is cut
+    off or wrong."""
     at = 2
-    while at + 9 <= len(data):
-        if data[at] != 0xFF:
-            return None
-        marker = data[at + 1]
+    for _ in range(MAX_BLOCKS):
+        if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] == _JPEG_SCAN:
+            return
+        marker, size = struct.unpack_from(">BH", data, at + 1)
         if marker == 0xFF:  # fill byte
             at += 1
-        elif marker in _JPEG_SIZE_MARKERS:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return width, height
         elif marker in _JPEG_BARE_MARKERS:
             at += 2
+        elif size < 2:
+            return
         else:
-            at += 2 + int(struct.unpack_from(">H", data, at + 2)[0])
+            yield marker, at + 4, at + 2 + size
+            at += 2 + size
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    for marker, start, _ in jpeg_segments(data):
+        if marker in JPEG_SIZE_MARKERS:
+            if start + 5 > len(data):
+                return None
+            height, width = struct.unpack_from(">HH", data, start + 1)
+            return width, height
     return None
 
 

@@ -11,11 +11,12 @@ import io
 
 import msgspec
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from smart_serve.errors import ClientError
 from smart_serve.limits import Limits
 from vision.header import read_header, sniff_format
+from vision.orientation import UPRIGHT, read_orientation
 
 MAX_ASPECT = 200
 """Longest over shortest side, exclusive; Qwen2-VL's own resize refuses more."""
@@ -26,6 +27,18 @@ _TYPES = {
     "image/webp": "WEBP",
     "image/gif": "GIF",
 }
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture of each EXIF orientation upright."""
+_FIRST_SIDEWAYS = 5
+"""Orientations from here on exchange width and height."""
 _ACCEPTED = "PNG, JPEG, WebP and GIF pictures are accepted"
 
 
@@ -40,6 +53,15 @@ class CheckedImage(msgspec.Struct, frozen=True):
     """By the header, before any EXIF rotation."""
     content_hash: str
     """SHA-256 in hex: of `data`, or of the pixels for a picture that came as pixels."""
+    orientation: int = UPRIGHT
+    """EXIF's, 1 to 8."""
+
+    @property
+    def upright_size_px(self) -> tuple[int, int]:
+        """Width and height of what `decode_image` gives."""
+        if self.orientation >= _FIRST_SIDEWAYS:
+            return self.height_px, self.width_px
+        return self.width_px, self.height_px
 
 
 def check_image(data: bytes, limits: Limits, claimed_type: str | None = None) -> CheckedImage:
@@ -63,7 +85,8 @@ def check_image(data: bytes, limits: Limits, claimed_type: str | None = None) ->
         raise _invalid()
     _check_size(header.width_px, header.height_px, limits)
     digest = hashlib.sha256(data).hexdigest()
-    return CheckedImage(data, header.format, header.width_px, header.height_px, digest)
+    turn = read_orientation(data, header.format)
+    return CheckedImage(data, header.format, header.width_px, header.height_px, digest, turn)
 
 
 def image_from_pil(picture: Image.Image, limits: Limits | None = None) -> CheckedImage:
@@ -72,7 +95,7 @@ def image_from_pil(picture: Image.Image, limits: Limits | None = None) -> Checke
     Equal pixels give equal hashes, whatever the encoder does.
     """
     _check_size(*picture.size, limits or Limits())
-    rgb = _as_rgb(picture)
+    rgb = _as_rgb(picture, None)
     buffer = io.BytesIO()
     rgb.save(buffer, format="PNG", compress_level=1)
     digest = hashlib.sha256(f"rgb {rgb.width} {rgb.height} ".encode() + rgb.tobytes()).hexdigest()
@@ -95,18 +118,21 @@ def decode_image(image: CheckedImage) -> Image.Image:
             # GIF frames may reach past the size that the header declared and was checked.
             if picture.size != (image.width_px, image.height_px):
                 raise _invalid()
-            picture.load()
-            return _as_rgb(picture)
+            return _as_rgb(picture, image.orientation)
     except ClientError:
         raise
     except Exception:  # Pillow's decoders raise a dozen unrelated types; their texts leak addresses
         raise _invalid() from None
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
+def _as_rgb(picture: Image.Image, orientation: int | None) -> Image.Image:
+    """`orientation` None: as the picture itself knows it."""
     try:
         picture.load()
-        upright = ImageOps.exif_transpose(picture)
+        if orientation is None:
+            orientation = picture.getexif().get(ExifTags.Base.Orientation)
+        turn = _TURNS.get(orientation or UPRIGHT)
+        upright = picture if turn is None else picture.transpose(turn)
         if upright.mode.startswith("I"):
             return _from_16_bit(upright)
         if upright.mode == "F":

@@ -1,4 +1,4 @@
-"""The model's own image processor: an RGB picture to the tensor that the vision tower reads."""
+"""The model's own image processor: an RGB picture to the tensors that the vision tower reads."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from smart_serve.errors import ConfigError
-from vision.tokens import ImageTokenCounter
-
-_CONFIG_FILES = ("preprocessor_config.json", "processor_config.json")
+from vision.tokens import read_processor_config
 
 
 class PixelProcessor:
     """Resizes, crops and normalises as the folder's processor configuration says."""
 
-    def __init__(self, processor: Any, counter: ImageTokenCounter) -> None:
+    def __init__(self, processor: Any) -> None:
         self._processor = processor
-        self._counter = counter
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> PixelProcessor:
         """ConfigError when the folder has no processor configuration that can be used."""
         path = Path(folder)
-        if not any((path / name).is_file() for name in _CONFIG_FILES):
-            raise ConfigError(f"{path} holds none of {', '.join(_CONFIG_FILES)}")
+        read_processor_config(path)
         try:
             # The Pillow backend: no torchvision, and the one the published checkpoints used.
             processor = AutoImageProcessor.from_pretrained(
@@ -35,13 +31,12 @@ class PixelProcessor:
             )
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"{path}: the image processor cannot be loaded") from error
-        return cls(processor, ImageTokenCounter.from_folder(path))
+        return cls(processor)
 
-    def __call__(self, picture: Image.Image) -> torch.Tensor:
-        """`picture`: RGB. Returns float32 pixel values [3, side, side]."""
-        pixels: torch.Tensor = self._processor(images=picture, return_tensors="pt")["pixel_values"]
-        return pixels[0]
+    def __call__(self, picture: Image.Image) -> dict[str, torch.Tensor]:
+        """What the stock model calls its inputs of one RGB picture.
 
-    def num_tokens(self, width_px: int, height_px: int) -> int:
-        """Image tokens of a picture of this size, from its header alone."""
-        return self._counter.num_tokens(width_px, height_px)
+        LLaVA: float32 `pixel_values` [1, 3, side, side]. Qwen2-VL: `pixel_values` [patches,
+        values] and `image_grid_thw` [1, 3], in patches.
+        """
+        return dict(self._processor(images=picture, return_tensors="pt"))

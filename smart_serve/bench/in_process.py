@@ -87,7 +87,7 @@ class TransformersBench:
         for question in questions:
             image = image_from_pil(question.picture, llm.limits)
             prompt = llm.prompts.build_raw(question.text, [image])
-            self._work.append((prompt.token_ids, processor(decode_image(image))))
+            self._work.append((prompt.token_ids, processor(decode_image(image))["pixel_values"][0]))
 
     @torch.inference_mode()
     def run(self, batch: int, temperature: float) -> Sample:

@@ -18,7 +18,7 @@ from smart_serve.frontend.tokenizer import SpecialToken, TextTokenizer
 from smart_serve.limits import Limits
 from smart_serve.messages import ImageSpan
 from vision.image import CheckedImage
-from vision.tokens import ImageTokenCounter
+from vision.tokens import ImageTokenCounter, load_counter
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ class PromptBuilder:
             tokenizer=TextTokenizer.from_folder(path),
             template=ChatTemplate.from_folder(path),
             image_token_id=image_token_id(config) if takes_images else None,
-            counter=ImageTokenCounter.from_config(config) if takes_images else None,
+            counter=load_counter(path) if takes_images else None,
             context_tokens=context,
             limits=limits or Limits(),
         )
@@ -198,8 +198,8 @@ class PromptBuilder:
         if index >= len(images) or self._counter is None:
             raise _image_mismatch(index + 1, len(images))
         image = images[index]
-        length = self._counter.num_tokens(image.width_px, image.height_px)
-        return ImageSpan(start=start, length=length, content_hash=image.content_hash)
+        tokens = self._counter.count(*image.upright_size_px)
+        return ImageSpan(start, tokens.count, image.content_hash, tokens.grid)
 
 
 def _append_text(runs: list[str | SpecialToken], text: str) -> None:

@@ -23,9 +23,9 @@ IMAGES = [checked(noise(seed, 20 + 9 * seed, 33)) for seed in range(3)]
 
 def reference(folder: Path, image: CheckedImage) -> np.ndarray:
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    pixels = PixelProcessor.from_folder(folder)(decode_image(image)).unsqueeze(0)
+    inputs = PixelProcessor.from_folder(folder)(decode_image(image))
     with torch.no_grad():
-        return model.get_image_features(pixel_values=pixels).pooler_output[0].numpy()
+        return model.get_image_features(**inputs).pooler_output[0].numpy()
 
 
 def test_features_equal_those_of_transformers(llava_folder: Path) -> None:
@@ -44,7 +44,7 @@ def test_features_of_the_bundled_model_equal_those_of_transformers() -> None:
 def test_tiny_pictures_keep_their_channels(size: tuple[int, int]) -> None:
     # A side of 1 or 3 pixels can be mistaken for the channels of an array.
     red = decode_image(checked(Image.new("RGB", size, (255, 0, 0))))
-    pixels = PixelProcessor.from_folder(TARGET_FOLDER)(red)
+    pixels = PixelProcessor.from_folder(TARGET_FOLDER)(red)["pixel_values"][0]
     assert pixels.shape == (3, 96, 96)
     assert pixels.std(dim=(1, 2)).max() < 1e-5
     assert pixels[0, 0, 0] > 0 > pixels[1, 0, 0]
