@@ -16,12 +16,19 @@ from smart_serve.config import EngineConfig, SpeculationConfig
 from smart_serve.drafters.load import load_drafter
 from smart_serve.engine import sequence as engine_sequence
 from smart_serve.engine.build import build_engine
+from smart_serve.engine.emission import Emission
 from smart_serve.environment import check_environment
 from smart_serve.errors import ClientError, ServerError
 from smart_serve.frontend.detokenizer import Detokenizer
 from smart_serve.frontend.prompt import Prompt, PromptBuilder, check_length
 from smart_serve.limits import Limits
-from smart_serve.messages import FinishReason, GenerateRequest, RequestStats, SamplingParams
+from smart_serve.messages import (
+    FinishReason,
+    GenerateRequest,
+    RequestStats,
+    SamplingParams,
+    TokenLogprob,
+)
 from smart_serve.models.folders import resolve_model
 from vision.encoder import VisionEncoder
 from vision.image import CheckedImage, check_image, image_from_pil
@@ -38,6 +45,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """Emitted tokens, the one that ended the answer included."""
     finish_reason: FinishReason
     stats: RequestStats
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token, if they were asked for."""
 
 
 class LLM:
@@ -116,7 +125,7 @@ class LLM:
         by_id = {a.sequence.id: a for a in answers if a.sequence is not None}
         for emission in self.engine.step():
             answer = by_id[emission.sequence.id]
-            answer.push(emission.token_ids, emission.sequence.finish_reason is not None)
+            answer.push(emission)
             if answer.detokenizer.finished_by_stop:
                 self.engine.abort(emission.sequence)
 
@@ -161,10 +170,12 @@ class _Answer:
         self.sequence: engine_sequence.Sequence | None = None
         self.detokenizer = Detokenizer(prompts.tokenizer, request.sampling.stop)
         self.texts: list[str] = []
+        self.logprobs: list[TokenLogprob] = []
 
-    def push(self, token_ids: tuple[int, ...], is_last: bool) -> None:
-        self.texts.append(self.detokenizer.push(token_ids))
-        if is_last:
+    def push(self, emission: Emission) -> None:
+        self.logprobs.extend(emission.logprobs)
+        self.texts.append(self.detokenizer.push(emission.token_ids))
+        if emission.sequence.finish_reason is not None:
             self.texts.append(self.detokenizer.flush())
 
     def completion(self) -> Completion:
@@ -179,6 +190,7 @@ class _Answer:
             token_ids=tuple(sequence.tokens[sequence.num_prompt :]),
             finish_reason=reason,
             stats=sequence.stats(),
+            logprobs=tuple(self.logprobs),
         )
 
 

@@ -11,6 +11,8 @@ from smart_serve.config import POLICY_NAMES, is_policy
 from smart_serve.errors import ClientError
 
 FinishReason = Literal["stop", "length", "error", "cancelled"]
+MAX_LOGPROBS = 20
+"""The OpenAI API's bound of `top_logprobs`."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -35,6 +37,8 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Subtracted once for each time that the answer holds the token."""
     logit_bias: dict[int, float] = {}
     """Added to the logits of these tokens, before all penalties."""
+    logprobs: int | None = None
+    """Give every token's log-probability, and those of this many likeliest tokens at its place."""
     seed: int | None = None
     stop: tuple[str, ...] = ()
     """Text that ends the answer; it is not part of it."""
@@ -60,6 +64,8 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             check(-2.0 <= getattr(self, name) <= 2.0, name, "between -2 and 2")
         ok = all(token >= 0 and -100.0 <= bias <= 100.0 for token, bias in self.logit_bias.items())
         check(ok, "logit_bias", "token ids with biases between -100 and 100")
+        ok = self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS
+        check(ok, "logprobs", f"between 0 and {MAX_LOGPROBS}")
         ok = self.seed is None or -(2**63) <= self.seed < 2**63
         check(ok, "seed", "a 64-bit integer")
         check(all(self.stop), "stop", "non-empty strings")
@@ -128,6 +134,15 @@ class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
         return self.completion_tokens / max(1, self.target_steps)
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural log-probabilities of the model itself at one token's place: before bias, penalties,
+    temperature and cuts, as vLLM gives them by default."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The likeliest (token id, log-probability), best first; the emitted one may not be there."""
+
+
 class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
     """The tokens that one step emitted for one request; the last one carries reason and stats.
 
@@ -137,6 +152,8 @@ class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...]
     num_accepted: int = 0
     """How many of them a draft tree had foreseen."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each token, if they were asked for."""
     finish_reason: FinishReason | None = None
     stats: RequestStats | None = None
     error: str | None = None

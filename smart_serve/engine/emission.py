@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from smart_serve.engine.scheduler import StepWork
 from smart_serve.engine.sequence import Sequence
-from smart_serve.messages import FinishReason, TokenChunk
+from smart_serve.messages import FinishReason, TokenChunk, TokenLogprob
 from smart_serve.speculation.controller import SpeculationController, StepObservation
 
 
@@ -17,6 +17,7 @@ class Emission:
     sequence: Sequence
     token_ids: tuple[int, ...]
     num_accepted: int
+    logprobs: tuple[TokenLogprob, ...] = ()
     chunk: TokenChunk | None = None
 
 
@@ -45,11 +46,12 @@ def finish_chunk(emission: Emission) -> Emission:
     chunk = TokenChunk(
         token_ids=emission.token_ids,
         num_accepted=emission.num_accepted,
+        logprobs=emission.logprobs,
         finish_reason=sequence.finish_reason,
         stats=sequence.stats() if may_end else None,
         error=sequence.error,
     )
-    return Emission(sequence, emission.token_ids, emission.num_accepted, chunk)
+    return replace(emission, chunk=chunk)
 
 
 def tally_step(

@@ -25,7 +25,7 @@ from smart_serve.engine.packing import image_rows, pack
 from smart_serve.engine.sampler import Drawn, draw
 from smart_serve.engine.scheduler import Scheduler, StepWork
 from smart_serve.engine.sequence import Sequence, State
-from smart_serve.messages import GenerateRequest, SpeculationPlan
+from smart_serve.messages import GenerateRequest, SpeculationPlan, TokenLogprob
 from smart_serve.models.target import Hidden, TargetModel
 from smart_serve.paging.blocks import BlockPool
 from smart_serve.paging.kv_cache import KvCache
@@ -186,7 +186,8 @@ class Engine:
             accepted[nodes] = True
             tokens = [*drafted.forest.token_ids[nodes].tolist(), bonus]
             commit.add_path(sequence, first, [0, *rows])
-            emissions.append(self._advance(sequence, tokens, 1 + len(rows)))
+            said = verified.drawn.logprobs.at(sequence, [first, *(first + row for row in rows)])
+            emissions.append(self._advance(sequence, tokens, 1 + len(rows), said))
         emissions.extend(self._commit_prefills(work, verified, commit))
         commit.apply(verified.hidden.features)
         for emission in emissions:
@@ -205,29 +206,38 @@ class Engine:
             sequence = chunk.sequence
             first, last = int(verified.first_rows[i]), int(verified.first_rows[i + 1])
             tokens: list[int] = []
+            said: tuple[TokenLogprob, ...] = ()
             # All rows, at once: what is not finite must be found before others get its blocks.
             total = verified.hidden.last[first:last].sum(dtype=torch.float32)
             is_finite = bool(torch.isfinite(total))
             if chunk.is_last:
                 is_finite = is_finite and bool(verified.drawn.is_finite[drawn_row])
                 tokens = [int(verified.drawn.token_ids[drawn_row])]
+                said = verified.drawn.logprobs.at(sequence, [drawn_row])
                 drawn_row += 1
             if not is_finite:
                 emissions.append(self._fail(sequence, "the model's output is not finite"))
                 continue
             commit.add_rows(sequence, np.arange(first, last))
-            emission = self._advance(sequence, tokens, chunk.length)
+            emission = self._advance(sequence, tokens, chunk.length, said)
             if tokens:
                 emissions.append(emission)
         return emissions
 
-    def _advance(self, sequence: Sequence, tokens: list[int], num_rows: int) -> Emission:
+    def _advance(
+        self,
+        sequence: Sequence,
+        tokens: list[int],
+        num_rows: int,
+        logprobs: tuple[TokenLogprob, ...],
+    ) -> Emission:
         """`num_rows` more are committed; append the tokens that follow them."""
         kept, reason = cut_at_end(sequence, tokens, self.model.eos_token_ids)
         sequence.tokens.extend(kept)
         sequence.num_computed += num_rows
         sequence.finish_reason = reason
-        return Emission(sequence, tuple(kept), min(max(len(tokens) - 1, 0), len(kept)))
+        num_accepted = min(max(len(tokens) - 1, 0), len(kept))
+        return Emission(sequence, tuple(kept), num_accepted, logprobs[: len(kept)])
 
     def _learn(
         self,

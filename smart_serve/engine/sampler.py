@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.sample import counter_uniform, sample
+from smart_serve.engine.logprobs import NO_LOGPROBS, RowLogprobs, row_logprobs
 from smart_serve.engine.packing import drawn_positions, row_counts
 from smart_serve.engine.penalties import penalised
 from smart_serve.engine.sequence import Sequence
@@ -22,6 +23,7 @@ class Drawn:
 
     token_ids: NDArray[np.int64]  # [R]
     is_finite: NDArray[np.bool_]  # [R]
+    logprobs: RowLogprobs = NO_LOGPROBS
 
     @staticmethod
     def nothing() -> Drawn:
@@ -40,7 +42,7 @@ def draw(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> Draw
     else:
         tokens = _sample(shaped, sequences, forest)
     both = torch.stack((tokens, finite.to(tokens))).cpu().numpy()
-    return Drawn(both[0], both[1].astype(np.bool_))
+    return Drawn(both[0], both[1].astype(np.bool_), row_logprobs(logits, tokens, sequences, forest))
 
 
 def _sample(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> torch.Tensor:
