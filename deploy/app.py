@@ -15,6 +15,7 @@ from ray.serve import Application, Deployment
 from deploy.args import AppArgs, PoolArgs
 from deploy.drafter import DrafterReplica
 from deploy.ingress import IngressReplica
+from deploy.keys import load_keys
 from deploy.router import RouterReplica
 from deploy.target import TargetReplica
 from deploy.vision_encoder import VisionEncoderReplica
@@ -36,18 +37,19 @@ def build(args: AppArgs) -> Application:
     check_environment()
     # Shared by this application's targets and drafters only; a new deployment has a new one.
     secret = secrets.token_bytes(32)
-    router = _deployment(RouterReplica, "router", args.router_cpus).bind(args)
+    router = _deployment(args, RouterReplica, "router", args.router_cpus).bind(args)
     vision = _vision(args).bind(args)
     drafters = _drafter(args).bind(args, secret) if args.drafts_remotely else None
     pools = {
         pool.name: _target(args, pool).bind(args, pool, router, drafters, secret)
         for pool in args.pools
     }
-    return _ingress(args).bind(args, pools, router, vision)
+    return _ingress(args).bind(args, pools, router, vision, load_keys(args.api_keys_file))
 
 
 def _ingress(args: AppArgs) -> Deployment:
     return _deployment(
+        args,
         serve.ingress()(IngressReplica),
         "ingress",
         args.ingress_cpus,
@@ -58,6 +60,7 @@ def _ingress(args: AppArgs) -> Deployment:
 
 def _vision(args: AppArgs) -> Deployment:
     return _deployment(
+        args,
         VisionEncoderReplica,
         "vision-encoder",
         args.vision_cpus,
@@ -68,6 +71,7 @@ def _vision(args: AppArgs) -> Deployment:
 
 def _drafter(args: AppArgs) -> Deployment:
     return _deployment(
+        args,
         DrafterReplica,
         "drafter",
         args.drafter_cpus,
@@ -83,6 +87,7 @@ def _drafter(args: AppArgs) -> Deployment:
 def _target(args: AppArgs, pool: PoolArgs) -> Deployment:
     config = args.engine_config(pool)
     return _deployment(
+        args,
         TargetReplica,
         f"target-{pool.name}",
         pool.num_cpus,
@@ -96,6 +101,7 @@ def _target(args: AppArgs, pool: PoolArgs) -> Deployment:
 
 
 def _deployment(
+    args: AppArgs,
     replica: type,
     name: str,
     num_cpus: float,
@@ -113,7 +119,7 @@ def _deployment(
         name=name,
         ray_actor_options=actor,
         max_ongoing_requests=max_ongoing_requests,
-        # Ten reports a second would fill the access log.
-        logging_config={"enable_access_log": False},
+        # Serve's own access log would be full of load reports; the ingress writes one of its own.
+        logging_config={"enable_access_log": False, "encoding": args.log_format.upper()},
         **options,
     )

@@ -53,6 +53,10 @@ class AppArgs(BaseModel):
     limits: dict[str, Any] = {}
     """Fields of `Limits`."""
 
+    api_keys_file: str | None = None
+    """Who may call the HTTP API (see `deploy.keys`); read where the application is built."""
+    log_format: Literal["text", "json"] = "text"
+
     drafter_mode: Literal["remote", "colocated"] = "remote"
     """remote: a deployment of its own; colocated: inside each target."""
     drafter_network: Literal["node", "local"] = "node"

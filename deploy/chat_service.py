@@ -18,7 +18,7 @@ from smart_serve.messages import GenerateRequest, SamplingParams, TokenChunk
 from smart_serve.models.folders import resolve_model
 from smart_serve.openai.answer import AnswerHead, Detokenized, ModelCard, ModelList, Tokens
 from smart_serve.openai.merge import merged
-from smart_serve.openai.respond import Tally, TextNews, text_news
+from smart_serve.openai.respond import TextNews, text_news
 from smart_serve.openai.schema import (
     ChatRequest,
     CompletionRequest,
@@ -145,10 +145,6 @@ class ChatService:
             for index, request in enumerate(answer.requests)
         ]
         return choices[0] if len(choices) == 1 else merged(choices)
-
-    def tally(self, answer: PreparedAnswer) -> Tally:
-        """For the figures of `answer`."""
-        return Tally(answer.prompt_tokens)
 
     async def _choice(
         self, index: int, request: GenerateRequest, images: Sequence[CheckedImage]

@@ -6,26 +6,25 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
-import msgspec
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from deploy.chat_service import ChatService, PreparedAnswer
+from deploy.gate import GuardedRoute, Handler, RequestRecord, json_reply
+from deploy.keys import KeyRing
 from deploy.routes import OPENAPI, ROUTES, Health, Liveness
 from smart_serve.errors import ClientError, ServerError, SmartServeError
-from smart_serve.openai.errors import error_response
-from smart_serve.openai.respond import sse_answer, whole_answer
+from smart_serve.openai.respond import Tally, sse_answer, whole_answer
 from smart_serve.routing.cluster_view import ClusterView
 
 logger = logging.getLogger("ray.serve")
 
-Handler = Callable[[Request], Awaitable[Response]]
-RETRY_S = 1
 T = TypeVar("T")
 
 
@@ -56,21 +55,25 @@ class HttpApi:
             "openapi": self._openapi,
         }
 
-    async def _chat(self, request: Request) -> Response:
-        return await self._answered(request, self._service.prepare_chat_body)
+    async def _chat(self, request: Request, record: RequestRecord) -> Response:
+        return await self._answered(request, record, self._service.prepare_chat_body)
 
-    async def _completion(self, request: Request) -> Response:
-        return await self._answered(request, self._service.prepare_completion_body)
+    async def _completion(self, request: Request, record: RequestRecord) -> Response:
+        return await self._answered(request, record, self._service.prepare_completion_body)
 
     async def _answered(
-        self, request: Request, prepare: Callable[[bytes], PreparedAnswer]
+        self,
+        request: Request,
+        record: RequestRecord,
+        prepare: Callable[[bytes], PreparedAnswer],
     ) -> Response:
         service = self._service
         answer = await self._in_thread(request, prepare)
-        news, tally = service.answer(answer), service.tally(answer)
+        news, tally = service.answer(answer), Tally(answer.prompt_tokens)
+        record.answer_id, record.tally = answer.id, tally
         if not answer.stream:
             async with aclosing(news):
-                return _json(200, await whole_answer(answer.shape, news, tally))
+                return json_reply(await whole_answer(answer.shape, news, tally))
         events = sse_answer(answer.shape, news, tally, answer.include_usage)
         try:
             # A refusal that comes before the first event still has a status of its own.
@@ -80,34 +83,34 @@ class HttpApi:
             raise
         return EventStream(first, events, news.aclose)
 
-    async def _models(self, request: Request) -> Response:
-        return _json(200, self._service.models())
+    async def _models(self, request: Request, record: RequestRecord) -> Response:
+        return json_reply(self._service.models())
 
-    async def _model(self, request: Request) -> Response:
+    async def _model(self, request: Request, record: RequestRecord) -> Response:
         if request.path_params["model"] != self._service.served_name:
             raise ClientError("there is no such model here", code="model_not_found", status=404)
-        return _json(200, self._service.models().data[0])
+        return json_reply(self._service.models().data[0])
 
-    async def _tokenize(self, request: Request) -> Response:
-        return _json(200, await self._in_thread(request, self._service.tokenize))
+    async def _tokenize(self, request: Request, record: RequestRecord) -> Response:
+        return json_reply(await self._in_thread(request, self._service.tokenize))
 
-    async def _detokenize(self, request: Request) -> Response:
-        return _json(200, await self._in_thread(request, self._service.detokenize))
+    async def _detokenize(self, request: Request, record: RequestRecord) -> Response:
+        return json_reply(await self._in_thread(request, self._service.detokenize))
 
-    async def _health(self, request: Request) -> Response:
+    async def _health(self, request: Request, record: RequestRecord) -> Response:
         pools = (await self._cluster.view()).pools()
         if not pools:
             raise ServerError("no target has reported yet", code="not_ready", status=503)
         replicas = {name: load.replicas for name, load in pools.items()}
-        return _json(200, Health(status="ok", replicas=replicas))
+        return json_reply(Health(status="ok", replicas=replicas))
 
-    async def _live(self, request: Request) -> Response:
-        return _json(200, Liveness(status="ok"))
+    async def _live(self, request: Request, record: RequestRecord) -> Response:
+        return json_reply(Liveness(status="ok"))
 
-    async def _status(self, request: Request) -> Response:
-        return _json(200, await self._cluster.view())
+    async def _status(self, request: Request, record: RequestRecord) -> Response:
+        return json_reply(await self._cluster.view())
 
-    async def _openapi(self, request: Request) -> Response:
+    async def _openapi(self, request: Request, record: RequestRecord) -> Response:
         return Response(OPENAPI, media_type="application/json")
 
     async def _in_thread(self, request: Request, work: Callable[[bytes], T]) -> T:
@@ -116,14 +119,40 @@ class HttpApi:
         return await asyncio.to_thread(work, body)
 
 
-def build_http_app(service: ChatService, cluster: Cluster) -> Starlette:
+def build_http_app(service: ChatService, cluster: Cluster, keys: KeyRing) -> Starlette:
     """The ASGI application of one ingress replica."""
     handlers = HttpApi(service, cluster).handlers
     routes = [
-        Route(route.path, _guarded(handlers[route.operation]), methods=[route.method])
-        for route in ROUTES
+        Route(
+            one.path,
+            GuardedRoute(keys, one.access, one.path, handlers[one.operation]),
+            methods=[one.method],
+        )
+        for one in ROUTES
     ]
-    return Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_allowed})
+    # Guarded too: who has no key does not learn which paths there are.
+    refusals = {
+        404: GuardedRoute(keys, "key", "(none)", _not_found),
+        405: GuardedRoute(keys, "key", "(none)", _not_allowed),
+    }
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        # Starlette does with it what it does with a response: it runs it.
+        return cast(Response, refusals[error.status_code])
+
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(refusals, refuse))
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _not_found(request: Request, record: RequestRecord) -> Response:
+    raise ClientError("there is nothing at this path", code="not_found", status=404)
+
+
+async def _not_allowed(request: Request, record: RequestRecord) -> Response:
+    message = "this path does not take this method"
+    raise ClientError(message, code="method_not_allowed", status=405)
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
@@ -166,41 +195,3 @@ class EventStream(StreamingResponse):
         except SmartServeError as error:
             # The client has been told by the last event.
             logger.warning("a stream ended with an error: %s", error.message)
-
-
-def _guarded(handler: Handler) -> Handler:
-    """Every error leaves as the OpenAI API shapes it."""
-
-    async def guarded(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except ClientDisconnect:
-            return Response(status_code=499)
-        except SmartServeError as error:
-            return _error(error)
-        except Exception as error:
-            logger.exception("unexpected failure of %s", request.url.path)
-            return _error(error)
-
-    return guarded
-
-
-async def _not_found(request: Request, error: Exception) -> Response:
-    return _error(ClientError("there is nothing at this path", code="not_found", status=404))
-
-
-async def _not_allowed(request: Request, error: Exception) -> Response:
-    message = "this path does not take this method"
-    return _error(ClientError(message, code="method_not_allowed", status=405))
-
-
-def _error(error: Exception) -> Response:
-    status, body = error_response(error)
-    response = _json(status, body)
-    if status in (429, 503):
-        response.headers["retry-after"] = str(RETRY_S)
-    return response
-
-
-def _json(status: int, body: object) -> Response:
-    return Response(msgspec.json.encode(body), status, media_type="application/json")

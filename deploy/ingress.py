@@ -15,10 +15,12 @@ from deploy.args import AppArgs
 from deploy.chat_service import ChatService, PreparedAnswer
 from deploy.dispatch import Dispatcher
 from deploy.http_api import build_http_app
+from deploy.keys import ApiKey, KeyRing
 from smart_serve.errors import ClientError
 from smart_serve.frontend.chat import ChatMessage, ImagePart, TextPart
 from smart_serve.messages import SamplingParams
 from smart_serve.openai.options import AnswerOptions
+from smart_serve.openai.respond import Tally
 from smart_serve.openai.validate import Conversation, ParsedChat
 from vision.image import check_image
 
@@ -32,12 +34,14 @@ class IngressReplica:
         pools: dict[str, DeploymentHandle],
         router: DeploymentHandle,
         vision: DeploymentHandle,
+        keys: tuple[ApiKey, ...],
     ) -> None:
         self._dispatcher = Dispatcher(pools, router, vision, args.parsed_limits())
+        self._keys = KeyRing(keys, args.ingress_replicas)
         self._service = await asyncio.to_thread(ChatService, args, self._dispatcher)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return build_http_app(self._service, self._dispatcher)
+        return build_http_app(self._service, self._dispatcher, self._keys)
 
     async def generate(
         self,
@@ -49,14 +53,15 @@ class IngressReplica:
 
         `prompt`: a question, which `images` (encoded pictures) precede; or messages as the OpenAI
         API has them, with pictures inside as data URLs. `sampling`: fields of `SamplingParams`.
-        Raises `ClientError` for what the HTTP API would answer with 4xx.
+        Raises `ClientError` for what the HTTP API would answer with 4xx. Whoever holds a handle is
+        inside the cluster: API keys are not asked for.
 
             handle = serve.get_app_handle("smart-serve")
             for piece in handle.generate.options(stream=True).remote("What is this?", [png]):
                 ...
         """
         chat = await asyncio.to_thread(self._prepare, prompt, images, sampling)
-        tally = self._service.tally(chat)
+        tally = Tally(chat.prompt_tokens)
         async with aclosing(self._service.answer(chat)) as news:
             async for item in news:
                 tally.note(item)

@@ -67,6 +67,9 @@ class TargetReplica:
         try:
             async for chunk in chunks:
                 yield chunk
+                if chunk.finish_reason is not None:
+                    # Serve adds the id that the client's request came with.
+                    logger.info("%s ended: %s", request.request_id, chunk.finish_reason)
         finally:
             await chunks.aclose()
 

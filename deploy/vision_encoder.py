@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +14,8 @@ from deploy.args import AppArgs
 from deploy.node import use_threads
 from smart_serve.models.folders import resolve_model
 from vision.image import CheckedImage
+
+logger = logging.getLogger("ray.serve")
 
 
 class VisionEncoderReplica:
@@ -35,6 +38,7 @@ class VisionEncoderReplica:
 
         Raises `ClientError` when a picture does not decode.
         """
+        logger.info("encoding %d pictures", len(images))
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._encoder.encode, images)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,8 @@ from typing import Any
 from smart_serve.errors import ClientError, ConfigError, ServerError, SmartServeError
 from smart_serve.limits import Limits
 
+KEY_VARIABLE = "SMART_SERVE_API_KEY"
+"""Holds the API key, where the server asks for one."""
 TIMEOUT_S = Limits().request_timeout_s
 _TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif"}
 
@@ -73,7 +76,10 @@ def _open(url: str, body: dict[str, Any] | None = None) -> http.client.HTTPRespo
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"'{url}' is not an http:// or https:// address")
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    headers = {"content-type": "application/json"}
+    if key := os.environ.get(KEY_VARIABLE):
+        headers["authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, data, headers)
     try:
         response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:

@@ -30,16 +30,20 @@ class Tally:
     """The figures of the choices that have ended."""
 
     def __init__(self, prompt_tokens: int) -> None:
-        self._prompt_tokens = prompt_tokens
+        self.prompt_tokens = prompt_tokens
         self._ended: dict[int, RequestStats] = {}
 
     def note(self, news: TextNews) -> None:
         if news.stats is not None:
             self._ended[news.index] = news.stats
 
+    @property
+    def completion_tokens(self) -> int:
+        return sum(stats.completion_tokens for stats in self._ended.values())
+
     def usage(self) -> Usage:
         stats = [self._ended[index] for index in sorted(self._ended)]
-        return build_usage(self._prompt_tokens, stats)
+        return build_usage(self.prompt_tokens, stats)
 
 
 async def text_news(

@@ -6,9 +6,11 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from local_app import LocalSource
 from served_app import APP, ServedApp, free_port, wait_for
 
 with warnings.catch_warnings():
@@ -16,6 +18,14 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import ray
     from ray import serve
+
+
+@pytest.fixture(scope="session")
+def source() -> Iterator[LocalSource]:
+    """An engine in this process, for tests of what stands before it."""
+    one = LocalSource()
+    yield one
+    one.loop.stop()
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +50,7 @@ def app() -> Iterator[ServedApp]:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             args = AppArgs(drafter_network="local", limits={"max_body_bytes": 2_000_000})
             handle = serve.run(build(args), name=APP)
-            served = ServedApp(f"http://127.0.0.1:{port}", handle)
+            served = ServedApp(f"http://127.0.0.1:{port}", handle, Path(folder))
             wait_for(lambda: httpx.get(f"{served.url}/health").status_code == 200)
             yield served
             serve.shutdown()

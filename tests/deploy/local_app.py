@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from deploy.args import AppArgs
 from deploy.chat_service import ChatService
 from deploy.http_api import build_http_app
+from deploy.keys import KeyRing
 from smart_serve.bundled import TARGET_FOLDER
 from smart_serve.drafters.load import load_drafter
 from smart_serve.engine.build import build_engine
@@ -61,8 +62,9 @@ class LocalSource:
         return load.running + load.waiting + held == 0
 
 
-def local_app(source: LocalSource) -> ASGIApp:
-    return build_http_app(ChatService(ARGS, source), source)
+def local_app(source: LocalSource, keys: KeyRing | None = None) -> ASGIApp:
+    """Open to everybody unless `keys` are given."""
+    return build_http_app(ChatService(ARGS, source), source, keys or KeyRing(()))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +20,8 @@ class ServedApp:
 
     url: str
     handle: Any
+    logs: Path = Path()
+    """Where Ray writes them."""
     model: str = "smart-serve-bundled"
 
     def call(self, deployment: str, method: str) -> Any:

@@ -212,6 +212,26 @@ def test_status_and_health(app: ServedApp) -> None:
     assert replica["age_ms"] < 3000
 
 
+def test_a_request_id_is_in_the_log_of_every_replica_and_its_content_in_none(
+    app: ServedApp, png: bytes
+) -> None:
+    name, secret = "trace-me-7f3a", "Is Alice's blood pressure high?"
+    body = app.body(messages=with_picture(png, secret), max_tokens=3)
+    headers = {"x-request-id": name}
+    response = httpx.post(f"{app.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+    assert response.headers["x-request-id"] == name
+    logs = {path: path.read_text("utf-8", "replace") for path in app.logs.rglob("*.log")}
+    lines = {
+        path.name: line for path, text in logs.items() for line in text.splitlines() if name in line
+    }
+    for part in ("ingress", "vision-encoder", "target-default"):
+        assert any(part in file for file in lines), part
+    assert "completion_tokens=" in next(line for file, line in lines.items() if "ingress" in file)
+    everything = "".join(logs.values())
+    assert "blood" not in everything
+    assert data_url(png)[-40:] not in everything
+
+
 def test_killing_the_drafter_costs_no_token(app: ServedApp) -> None:
     wait_for(lambda: app.call("target-default", "describe")["wire_ms"] is not None)
     sampling = {"max_tokens": 300, "ignore_eos": True}

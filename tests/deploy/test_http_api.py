@@ -21,13 +21,6 @@ PICTURE = "data:image/png;base64," + base64.b64encode(EXAMPLE_PICTURE.read_bytes
 
 
 @pytest.fixture(scope="module")
-def source() -> Iterator[LocalSource]:
-    one = LocalSource()
-    yield one
-    one.loop.stop()
-
-
-@pytest.fixture(scope="module")
 def url(source: LocalSource) -> Iterator[str]:
     with served(local_app(source)) as one:
         yield one
