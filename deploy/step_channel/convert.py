@@ -25,6 +25,7 @@ def batch_to_message(number: int, batch: DraftBatch, info: DrafterInfo) -> Propo
         raise ValueError("this drafter needs a vector for each token")
     present = [part for part in parts if part is not None]
     tokens = [one.token_ids for one in inputs]
+    axes = [one.positions for one in inputs if one.positions is not None]
     return Propose(
         number=number,
         sequence_ids=_int_column([one.sequence_id for one in inputs]),
@@ -34,6 +35,7 @@ def batch_to_message(number: int, batch: DraftBatch, info: DrafterInfo) -> Propo
         vector_counts=_int_column([0 if part is None else len(part) for part in parts]),
         vectors=WireArray.from_tensor(torch.cat(present)) if present else None,
         growth=batch.growth,
+        positions=WireArray.from_numpy(np.concatenate(axes, axis=1)) if axes else None,
     )
 
 
@@ -48,6 +50,7 @@ def message_to_batch(message: Propose, info: DrafterInfo, name: Callable[[int], 
     if np.any(starts < 0):
         raise ProtocolError("a start below 0")
     vectors = _vectors(message, info, counts)
+    positions = _positions(message.positions, len(tokens))
     ends = np.cumsum(counts)
     inputs = tuple(
         DraftInput(
@@ -55,10 +58,19 @@ def message_to_batch(message: Propose, info: DrafterInfo, name: Callable[[int], 
             start=int(starts[i]),
             token_ids=tokens[ends[i] - counts[i] : ends[i]],
             vectors=vectors[i],
+            positions=None if positions is None else positions[:, ends[i] - counts[i] : ends[i]],
         )
         for i in range(len(ids))
     )
     return DraftBatch(inputs, message.growth)
+
+
+def _positions(array: WireArray | None, num_tokens: int) -> NDArray[np.int64] | None:
+    if array is None:
+        return None
+    if array.dtype != "int64" or array.shape != (3, num_tokens):
+        raise ProtocolError(f"positions that are not [3, {num_tokens}]")
+    return array.to_numpy()
 
 
 def _vectors(

@@ -9,7 +9,7 @@ from smart_serve.drafters.protocol import VectorKind
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.plan import GrowthPlan
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 class Challenge(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -71,6 +71,8 @@ class Propose(msgspec.Struct, frozen=True, array_like=True, tag=True):
     vectors: WireArray | None
     """[R, vector_size]; None when R is 0."""
     growth: GrowthPlan
+    positions: WireArray | None = None
+    """[3, N] int64, of targets with M-RoPE."""
 
 
 class Proposed(msgspec.Struct, frozen=True, array_like=True, tag=True):

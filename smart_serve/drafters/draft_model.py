@@ -39,6 +39,7 @@ class DraftModel(DraftNetwork):
         self._target_vocab_size = target_vocab_size
         self.vectors = "images" if sees_images else "none"
         self.vector_size = model.hidden_size if sees_images else None
+        self.has_mrope = model.has_mrope and sees_images
         self._image_token_id = image_token_id
         self._weight = model.embed(torch.zeros(0, dtype=torch.int64, device=model.device))
 

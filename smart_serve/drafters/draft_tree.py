@@ -30,6 +30,7 @@ class DraftTree:
     held: Held
     item: DraftInput
     token_ids: Ints  # [n] of the committed rows that are to be run
+    positions: Ints | None  # [3, n] of the committed rows under M-RoPE; None: they are counted
     visible: Mask = field(default_factory=lambda: np.zeros((0, 0), np.bool_))
     """[rows, rows] what each expanded node sees of them, in cache order."""
 
@@ -41,13 +42,15 @@ class DraftTree:
     def commit(self) -> Rows:
         """The committed rows, causal; they are held from now on."""
         before, n = self.held.num_rows, len(self.token_ids)
+        if self.positions is None:
+            self.positions = before + np.arange(n)
         self.held.num_rows += n
         self.held.next_start += len(self.item.token_ids)
         return Rows(
             blocks=self.held.blocks,
             num_committed=before,
             token_ids=self.token_ids,
-            positions=before + np.arange(n),
+            positions=self.positions,
             visible=np.tri(n, dtype=np.bool_),
         )
 
@@ -57,12 +60,14 @@ class DraftTree:
         They are numbered on from those expanded before.
         """
         count = len(token_ids)
+        assert self.positions is not None
+        root = self.positions[..., -1:]
         self.visible = _add_rows(self.visible, parents, count)
         return Rows(
             blocks=self.held.blocks,
             num_committed=self.held.num_rows,
             token_ids=token_ids,
-            positions=np.full(count, self.held.num_rows - 1 + depth),
+            positions=np.repeat(root + depth, count, axis=-1),
             visible=self.visible[-count:],
         )
 

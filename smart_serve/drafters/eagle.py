@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from smart_serve.drafters.feature_network import FeatureDraftNetwork
+from smart_serve.drafters.feature_network import FeatureDraftNetwork, is_mrope
 from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.protocol import DraftInput
 from smart_serve.models.target import kv_shape
@@ -31,6 +31,7 @@ class Eagle(DraftNetwork):
         self._image_token_id = image_token_id
         self.kind = "eagle" if image_token_id is None else "msd"
         self.vector_size = network.config.hidden_size
+        self.has_mrope = is_mrope(network.config)
         self.kv_shape = kv_shape(network.config)
         self.num_embeddings = network.embed_tokens.num_embeddings
 
@@ -59,7 +60,7 @@ class Eagle(DraftNetwork):
 
     def forward(self, inputs: torch.Tensor, step: PackedStep) -> torch.Tensor:
         features: torch.Tensor = self.module(
-            inputs.unsqueeze(0), step.positions.unsqueeze(0), step=step.attention
+            inputs.unsqueeze(0), step.positions.unsqueeze(-2), step=step.attention
         )
         return features[0]
 

@@ -12,9 +12,9 @@ from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaMLP,
     LlamaRMSNorm,
-    LlamaRotaryEmbedding,
 )
 
+from smart_serve.drafters.feature_network import is_mrope, rotary_embedding
 from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.protocol import DraftInput
 from smart_serve.models.target import kv_shape
@@ -56,7 +56,7 @@ class Eagle3Module(nn.Module):
         self.midlayer = Eagle3Layer(config)
         self.norm = LlamaRMSNorm(hidden, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(hidden, draft_vocab_size, bias=False)
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.rotary_emb = rotary_embedding(config)
         self.d2t: torch.Tensor
         self.register_buffer(
             "d2t", torch.zeros(draft_vocab_size, dtype=torch.int64), maps_vocabulary
@@ -113,6 +113,7 @@ class Eagle3(DraftNetwork):
         self.module = module
         self.vector_size = module.fc.in_features
         self.capture_layers = capture_layers(target_layers)
+        self.has_mrope = is_mrope(module.config)
         self.kv_shape = kv_shape(module.config)
         self.num_embeddings = module.embed_tokens.num_embeddings
         own_ids = torch.arange(len(module.d2t))
@@ -133,7 +134,7 @@ class Eagle3(DraftNetwork):
 
     def forward(self, inputs: torch.Tensor, step: PackedStep) -> torch.Tensor:
         embeds, features = inputs.unsqueeze(0).chunk(2, dim=-1)
-        rotary = self.module.rotary_emb(inputs, step.positions.unsqueeze(0))
+        rotary = self.module.rotary_emb(inputs, step.positions.unsqueeze(-2))
         after: torch.Tensor = self.module.midlayer(embeds, features, rotary, step=step.attention)
         return after[0]
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding
 
 
 class FeatureDraftNetwork(nn.Module):
@@ -30,7 +31,7 @@ class FeatureDraftNetwork(nn.Module):
         self.fc = nn.Linear(2 * hidden, hidden, bias=fc_bias)
         layers = (_layer(config, index, qkv_bias) for index in range(config.num_hidden_layers))
         self.layers = nn.ModuleList(layers)
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.rotary_emb = rotary_embedding(config)
 
     def fuse(self, token_embeds: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Layer inputs [.., N, h] of text positions, from the embedding of x_{t+1} and h_t.
@@ -47,7 +48,8 @@ class FeatureDraftNetwork(nn.Module):
         attention_mask: torch.Tensor | None = None,
         **attention_kwargs: Any,
     ) -> torch.Tensor:
-        """Predicted features [B, N, h] from layer inputs [B, N, h] and RoPE positions [B, N].
+        """Predicted features [B, N, h] from layer inputs [B, N, h] and RoPE positions [B, N],
+        or [3, B, N] under M-RoPE.
 
         `attention_kwargs` reach the attention function that `config._attn_implementation` names.
         """
@@ -62,6 +64,20 @@ class FeatureDraftNetwork(nn.Module):
                 **attention_kwargs,
             )
         return hidden
+
+
+def is_mrope(config: LlamaConfig) -> bool:
+    """Whether its positions have three axes, as in drafters of Qwen2-VL targets."""
+    return "mrope_section" in config.rope_parameters
+
+
+def rotary_embedding(config: LlamaConfig) -> nn.Module:
+    """Of one axis or three, as the configuration says."""
+    if not is_mrope(config):
+        return LlamaRotaryEmbedding(config)  # type: ignore[no-any-return]
+    rope = {**config.rope_parameters, "rope_type": "default"}  # published: "mrope"
+    plain = LlamaConfig(**{**config.to_dict(), "rope_parameters": rope})
+    return Qwen2VLRotaryEmbedding(plain)  # type: ignore[no-any-return]
 
 
 def _layer(config: LlamaConfig, index: int, qkv_bias: bool) -> nn.Module:

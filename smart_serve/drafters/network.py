@@ -28,6 +28,8 @@ class DraftNetwork(ABC):
     kv_shape: KvShape
     num_embeddings: int
     """Token ids from here on are unknown to it."""
+    has_mrope: bool = False
+    """It takes the tokens' own positions on three axes; otherwise its rows are counted."""
     target_ids: NDArray[np.int64] | None = None
     """The target's id of each of its V tokens; None: they are the same."""
 

@@ -98,7 +98,8 @@ class NetworkDrafter:
         if held is None or held.next_start != item.start or len(item.token_ids) == 0:
             return None
         if self._network.accepts(item):
-            tree = DraftTree(held, item, self._network.read(item.token_ids))
+            positions = item.positions if self._network.has_mrope else None
+            tree = DraftTree(held, item, self._network.read(item.token_ids), positions)
             if self._pool.grow(held.blocks, held.num_rows + len(tree.token_ids)):
                 return tree
         self.close([item.sequence_id])

@@ -47,6 +47,9 @@ class DraftInput:
     """First draft position of this input; all before it were sent earlier. 0 opens the sequence."""
     token_ids: NDArray[np.int64]  # [n] at draft positions start .. start + n - 1
     vectors: torch.Tensor | None
+    positions: NDArray[np.int64] | None = None
+    """[3, n] where these tokens stand on the axes of M-RoPE; None for targets without it. The
+    last one, the root, is text: its nodes go on from there by their depth, on all axes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,9 @@ class DraftFeed:
                 vectors = per_token[i]
                 if self._info.vectors == "hidden":
                     _place_images(vectors, sequence, first)
-            inputs.append(DraftInput(sequence.id, start, token_ids, vectors))
+            rope = sequence.rope
+            positions = None if rope is None else rope.at(first + np.arange(count))
+            inputs.append(DraftInput(sequence.id, start, token_ids, vectors, positions))
             sequence.draft.num_sent, sequence.draft.is_open = start + count, True
         return tuple(inputs)
 

@@ -70,7 +70,7 @@ class Sequence:
         self.request = request
         self.image_features = image_features
         self.seed = seed
-        self._rope = rope
+        self.rope = rope
         self.tokens: list[int] = list(request.token_ids)
         """Prompt and emitted tokens; the last one is pending: its KV is not in the cache."""
         self.num_prompt = len(request.token_ids)
@@ -102,7 +102,7 @@ class Sequence:
 
     def positions_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """RoPE positions of the tokens at `indices` [n]: the same, or [3, n] under M-RoPE."""
-        return indices if self._rope is None else self._rope.at(indices)
+        return indices if self.rope is None else self.rope.at(indices)
 
     def restart(self) -> None:
         """After its KV blocks were taken: all tokens are to be computed again."""

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from deploy.step_channel import connection, server
 from deploy.step_channel.arrays import WireArray
 from deploy.step_channel.client import RemoteDrafter
+from deploy.step_channel.convert import batch_to_message, message_to_batch
 from deploy.step_channel.errors import ProtocolError
 from deploy.step_channel.frames import MAX_HANDSHAKE_BYTES, client_frames, encode_frame
 from deploy.step_channel.handshake import new_nonce, proof
@@ -137,6 +138,21 @@ def test_answers_as_in_process(
             local.close([2])
     remote.disconnect()
     serving.stop()
+
+
+def test_positions_travel_with_their_tokens() -> None:
+    drafter = CountingDrafter("none")
+    tokens = np.arange(5)
+    sent = tuple(
+        DraftInput(i, 0, part, None, np.stack([part, 10 + part, 20 + part]))
+        for i, part in enumerate((tokens[:2], tokens[2:]))
+    )
+    message = batch_to_message(0, batch_of(*sent), drafter.info)
+    received = message_to_batch(message, drafter.info, lambda one: one).inputs
+    for here, there in zip(sent, received, strict=True):
+        assert np.array_equal(here.positions, there.positions)
+    plain = batch_to_message(0, batch_of(draft_input(1, 0, [1, 2])), drafter.info)
+    assert message_to_batch(plain, drafter.info, lambda one: one).inputs[0].positions is None
 
 
 def test_measures_the_round_trip(remote: RemoteDrafter) -> None:
@@ -355,6 +371,9 @@ def test_contradictory_batches_end_the_connection(
         replace(good, starts=column(-1)),
         replace(good, starts=column(0, 1)),
         replace(good, vectors=None),
+        replace(good, positions=column(5, 6)),
+        replace(good, positions=WireArray.from_numpy(np.zeros((3, 3), np.int64))),
+        replace(good, positions=WireArray.from_numpy(np.zeros((3, 2), np.float64))),
         replace(good, vector_counts=column(1)),
         replace(good, vector_counts=column(-1)),
         replace(good, vector_counts=column(2, 0)),

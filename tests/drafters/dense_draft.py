@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,10 @@ from smart_serve.drafters.feature_network import FeatureDraftNetwork
 from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.drafters.protocol import DrafterInfo, DraftInput
+from smart_serve.messages import ImageSpan
 from smart_serve.models.attention import ATTENTION
 from smart_serve.models.families import load_target
+from smart_serve.models.rope import RopePositions
 
 HIDDEN = 32
 DRAFT_VOCAB = 23
@@ -57,13 +59,39 @@ class History:
         self.vectors = torch.cat((self.vectors, vectors)) if len(self.vectors) else vectors
         return DraftInput(0, start, new, vectors)
 
+    def rope_positions(self, size: int) -> torch.Tensor:
+        """Of the first `size` rows, as the stock modules take them."""
+        return torch.arange(size)[None]
+
+
+class MropeHistory(History):
+    """Each picture is two rows of two tokens."""
+
+    def extend(self, rng: np.random.Generator, count: int, pictures: bool = False) -> DraftInput:
+        item = super().extend(rng, count, pictures)
+        places = item.start + np.arange(count)
+        return replace(item, positions=self._rope().at(places))
+
+    def rope_positions(self, size: int) -> torch.Tensor:
+        return torch.from_numpy(self._rope().at(np.arange(size)))[:, None]
+
+    def _rope(self) -> RopePositions:
+        images = np.flatnonzero(np.asarray(self.tokens) == IMAGE_TOKEN)
+        return RopePositions([ImageSpan(int(at), 4, "hash", (2, 2)) for at in images[::4]])
+
 
 def as_drafter(network: DraftNetwork, num_blocks: int = 200) -> NetworkDrafter:
     return NetworkDrafter(network, num_blocks=num_blocks, block_tokens=4)
 
 
-def small_config(layers: int = 1, attention: str = ATTENTION) -> LlamaConfig:
+def small_config(
+    layers: int = 1, attention: str = ATTENTION, *, mrope: bool = False
+) -> LlamaConfig:
     config = small_text_config()
+    if mrope:
+        published = {"type": "mrope", "mrope_section": [2, 1, 1]}
+        shape = {**config.to_dict(), "rope_parameters": None, "rope_scaling": published}
+        config = LlamaConfig(**shape)
     config.num_hidden_layers = layers
     config._attn_implementation = attention
     return config
@@ -80,8 +108,11 @@ def randomise(module: nn.Module, seed: int = 5) -> None:
 # ---- EAGLE-1/2 and MSD
 
 
-def small_eagle(layers: int = 1, *, fc_bias: bool = True, qkv_bias: bool = False) -> Eagle:
-    network = FeatureDraftNetwork(small_config(layers), fc_bias=fc_bias, qkv_bias=qkv_bias).eval()
+def small_eagle(
+    layers: int = 1, *, fc_bias: bool = True, qkv_bias: bool = False, mrope: bool = False
+) -> Eagle:
+    config = small_config(layers, mrope=mrope)
+    network = FeatureDraftNetwork(config, fc_bias=fc_bias, qkv_bias=qkv_bias).eval()
     head = nn.Linear(HIDDEN, VOCAB, bias=False)
     randomise(network)
     randomise(head, 6)
@@ -92,7 +123,7 @@ def dense_eagle(eagle: Eagle) -> LogProbs:
     """Eager attention over the whole path; predicted features stand in for those not yet known."""
     state = eagle.module.state_dict()
     network = FeatureDraftNetwork(
-        small_config(len(eagle.module.layers), "eager"),
+        small_config(len(eagle.module.layers), "eager", mrope=eagle.has_mrope),
         fc_bias="fc.bias" in state,
         qkv_bias="layers.0.self_attn.q_proj.bias" in state,
     ).eval()
@@ -109,7 +140,7 @@ def dense_eagle(eagle: Eagle) -> LogProbs:
         for token in [*path, None]:
             size = len(tokens)
             rows = inputs(tokens, vectors, len(history.tokens))
-            positions = torch.arange(size)[None]
+            positions = history.rope_positions(size)
             features = network(rows[None], positions, attention_mask=causal(size))[0]
             if token is None:
                 break
@@ -205,7 +236,8 @@ def dense_draft_model(folder: Path, *, sees_images: bool) -> LogProbs:
         if sees_images:
             is_image = (ids == IMAGE_TOKEN) & (torch.arange(len(ids)) < len(tokens))
             embeds[is_image] = history.vectors
-        logits = model(inputs_embeds=embeds[None]).logits[0, -1]
+        positions = history.rope_positions(len(ids))
+        logits = model(inputs_embeds=embeds[None], position_ids=positions).logits[0, -1]
         return torch.log_softmax(logits.float(), dim=-1)
 
     return log_probs

@@ -8,12 +8,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 from draft_doubles import KnowingDrafter, thicket
 from engine_rig import Case, answers, make_engine, run_all
 from qwen_cases import make_qwen_cases
-from small_models import VOCAB
+from small_models import IMAGE_TOKEN, VOCAB
 
+from smart_serve.drafters.draft_model import DraftModel
+from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.errors import ClientError
+from smart_serve.models.families import load_target
 from smart_serve.models.rope import RopePositions
 
 
@@ -59,6 +63,22 @@ def test_mixed_batches_chunks_and_trees_equal_generate(
 def test_pre_emption_changes_nothing(small_qwen2_vl: Path, cases: list[Case]) -> None:
     engine = make_engine(small_qwen2_vl, knowing(cases), kv_tokens=120, prefill_chunk_tokens=16)
     assert answers(run_all(engine, cases)) == expected(cases)
+
+
+def test_the_target_itself_as_draft_model_is_always_right(
+    small_qwen2_vl: Path, cases: list[Case]
+) -> None:
+    """It sees the pictures at their own positions, so every step gains a whole path."""
+    model = load_target(small_qwen2_vl, torch.float32, "cpu")
+    network = DraftModel(model, VOCAB, IMAGE_TOKEN, sees_images=True)
+    drafter = NetworkDrafter(network, num_blocks=600, block_tokens=4)
+    engine = make_engine(small_qwen2_vl, drafter, "chain:3", prefill_chunk_tokens=9)
+    sequences = run_all(engine, cases)
+    assert answers(sequences) == expected(cases)
+    for sequence in sequences:
+        # One token comes from prefill; the last one needs no tree.
+        drafted = range(1, sequence.num_generated)
+        assert sequence.tally.target_steps == 1 + len(drafted[::4])
 
 
 def exchanged(rope: RopePositions, indices: np.ndarray) -> np.ndarray:
