@@ -18,7 +18,7 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: TextTokenizer, stop: tuple[str, ...] = ()) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
         # Decoding starts a little before the news: some decoders treat the first token specially.
@@ -32,7 +32,7 @@ class Detokenizer:
         """Takes the next tokens; returns the text that is now safe to show (maybe "")."""
         if self.finished_by_stop:
             return ""
-        special = self._tokenizer.special_ids
+        special = self.tokenizer.special_ids
         self._ids += [index for index in token_ids if index not in special]
         return self._release(self._decode_complete(), final=False)
 
@@ -46,7 +46,7 @@ class Detokenizer:
 
     def _decode_complete(self) -> str:
         """News up to the last character that no later token can change."""
-        if self._shown_end == len(self._ids) or self._ids[-1] in self._tokenizer.byte_ids:
+        if self._shown_end == len(self._ids) or self._ids[-1] in self.tokenizer.byte_ids:
             # A run of byte tokens is decoded as a whole, so its characters may still change.
             return ""
         text = self._decode_news()
@@ -58,7 +58,7 @@ class Detokenizer:
     def _decode_news(self) -> str:
         window = self._ids[self._context_start :]
         context = self._ids[self._context_start : self._shown_end]
-        return self._tokenizer.decode(window)[len(self._tokenizer.decode(context)) :]
+        return self.tokenizer.decode(window)[len(self.tokenizer.decode(context)) :]
 
     def _release(self, news: str, final: bool) -> str:
         text, self._held = self._held + news, ""

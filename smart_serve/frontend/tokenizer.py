@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from smart_serve.errors import ClientError, ConfigError
 from smart_serve.frontend.folder import int_list, read_json, read_optional_json, token_text
+from smart_serve.frontend.pieces import is_byte_level, piece_bytes
 
 _MEDIA_KEYS = (
     "image_token_index",
@@ -67,6 +68,7 @@ class TextTokenizer:
             for text, index in self._backend.get_vocab().items()
             if _BYTE_TOKEN.fullmatch(text)
         )
+        self._byte_level = is_byte_level(spec.get("decoder"))
         self._backend.encode_special_tokens = True
         # Some tokenizers treat the start of a string as the start of a word. Text behind a special
         # token is therefore encoded behind a private token, which no request can guess.
@@ -127,6 +129,17 @@ class TextTokenizer:
         """The text of `ids`, special tokens left out; incomplete UTF-8 shows as U+FFFD."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text; a special one is told by its name."""
+        piece = self._backend.id_to_token(token_id)
+        if piece is None:
+            return b""
+        if token_id in self.byte_ids:
+            return bytes([int(piece[3:5], 16)])
+        return (
+            piece.encode() if token_id in self.special_ids else piece_bytes(piece, self._byte_level)
+        )
 
     def _encode_cut(self, text: str, spans: list[tuple[int, int]], at_start: bool) -> list[int]:
         if any(end - start < 2 for start, end in spans):

@@ -47,14 +47,24 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_options(
-    request: GenerationOptions, limits: Limits, max_completion_tokens: int | None = None
+    request: GenerationOptions,
+    limits: Limits,
+    logprobs: int | None,
+    max_completion_tokens: int | None = None,
 ) -> AnswerOptions:
-    """`max_completion_tokens`: the chat API's newer name of `max_tokens`. Errors: ClientError."""
+    """What differs between the two requests comes apart from them; `max_completion_tokens` is the
+    chat API's newer name of `max_tokens`. Errors: ClientError."""
     stop = _stop_strings(request, limits)
     max_tokens = _max_tokens(request.max_tokens, max_completion_tokens, limits)
     _check_options(request, limits)
     return AnswerOptions(
-        sampling=_sampling(request, stop, max_tokens or limits.max_completion_tokens),
+        sampling=SamplingParams(
+            max_tokens=max_tokens or limits.max_completion_tokens,
+            stop=stop,
+            policy=request.speculation.policy if request.speculation else None,
+            logprobs=logprobs,
+            **_as_given(request),
+        ),
         max_tokens_given=max_tokens is not None,
         num_choices=1 if request.n is None else request.n,
         stream=bool(request.stream),
@@ -101,11 +111,10 @@ def _max_tokens(older: int | None, newer: int | None, limits: Limits) -> int | N
     return given
 
 
-def _sampling(request: GenerationOptions, stop: tuple[str, ...], max_tokens: int) -> SamplingParams:
+def _as_given(request: GenerationOptions) -> dict[str, Any]:
     # The API's own default is 1; the library's is greedy.
     given: dict[str, Any] = {"temperature": 1.0}
     for name in _AS_GIVEN:
         if (value := getattr(request, name)) is not None:
             given[name] = value
-    policy = request.speculation.policy if request.speculation else None
-    return SamplingParams(max_tokens=max_tokens, stop=stop, policy=policy, **given)
+    return given

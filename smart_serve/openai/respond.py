@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import msgspec
 from msgspec import UNSET
@@ -12,17 +13,15 @@ from smart_serve.frontend.detokenizer import Detokenizer
 from smart_serve.messages import RequestStats, TokenChunk
 from smart_serve.openai.answer import AnswerEnd
 from smart_serve.openai.errors import error_response
+from smart_serve.openai.logprobs import TokenLogprobs, score
 from smart_serve.openai.shapes import AnswerShape, ChoiceText
 from smart_serve.openai.sse import DONE, sse_event
 from smart_serve.openai.usage import Usage, build_usage
 
 
-class TextNews(msgspec.Struct, frozen=True):
+class TextNews(ChoiceText, frozen=True):
     """Text of one choice that is safe to show; a choice's last one has its end and its stats."""
 
-    index: int
-    text: str
-    end: AnswerEnd | None = None
     stats: RequestStats | None = None
 
 
@@ -54,18 +53,26 @@ async def text_news(
     It does not close `chunks`: the caller owns that iterator, and closing it is what frees the
     sequence after a stop string. Errors: ServerError when the engine failed or ended too early.
     """
+    scores: tuple[TokenLogprobs, ...] | None = None
+    offset = 0
     async for chunk in chunks:
         end = _end(chunk)
+        if chunk.logprobs:
+            scores = (scores or ()) + score(chunk, detokenizer.tokenizer)
         text = detokenizer.push(chunk.token_ids)
         if end is not None:
             text += detokenizer.flush()
         if detokenizer.finished_by_stop:
             end = "stop"
         if end is not None:
-            yield TextNews(index, text, end, chunk.stats)
+            yield TextNews(index, text, end, scores, offset, chunk.stats)
             return
         if text:
-            yield TextNews(index, text)
+            yield TextNews(index, text, None, scores, offset)
+            if scores is not None:
+                # What is held back keeps its scores with it.
+                offset += sum(len(one.token) for one in scores)
+                scores = ()
     raise ServerError("the answer ended before it was complete", code="incomplete_answer")
 
 
@@ -73,14 +80,11 @@ async def whole_answer(
     shape: AnswerShape, news: AsyncIterator[TextNews], tally: Tally
 ) -> msgspec.Struct:
     """The answer in one piece. Errors: those of `text_news`."""
-    texts: dict[int, str] = {}
-    ends: dict[int, AnswerEnd | None] = {}
+    pieces: dict[int, list[TextNews]] = {}
     async for item in news:
-        texts[item.index] = texts.get(item.index, "") + item.text
-        ends[item.index] = item.end
+        pieces.setdefault(item.index, []).append(item)
         tally.note(item)
-    choices = [ChoiceText(index, texts[index], ends[index]) for index in sorted(texts)]
-    return shape.whole(choices, tally.usage())
+    return shape.whole([_joined(pieces[index]) for index in sorted(pieces)], tally.usage())
 
 
 async def sse_answer(
@@ -101,7 +105,7 @@ async def sse_answer(
                 opened.add(item.index)
                 for event in shape.opening(item.index, pending):
                     yield sse_event(event)
-            for event in shape.news(ChoiceText(item.index, item.text, item.end), pending):
+            for event in shape.news(item, pending):
                 yield sse_event(event)
         if include_usage:
             yield sse_event(shape.closing(tally.usage()))
@@ -110,6 +114,16 @@ async def sse_answer(
         if opened:
             yield sse_event(error_response(error)[1])
         raise
+
+
+def _joined(pieces: Sequence[TextNews]) -> ChoiceText:
+    scores = [one.scores for one in pieces if one.scores is not None]
+    return ChoiceText(
+        index=pieces[-1].index,
+        text="".join(one.text for one in pieces),
+        end=pieces[-1].end,
+        scores=tuple(itertools.chain.from_iterable(scores)) if scores else None,
+    )
 
 
 def _end(chunk: TokenChunk) -> AnswerEnd | None:

@@ -92,6 +92,9 @@ class ChatRequest(GenerationOptions, frozen=True, kw_only=True):
     messages: list[Message]
     max_completion_tokens: int | None = None
     """The newer name of max_tokens."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    """0 to 20 rivals of each token; needs `logprobs`."""
     response_format: ResponseFormat | None = None
     metadata: dict[str, str] | None = None
 
@@ -100,6 +103,8 @@ class CompletionRequest(GenerationOptions, frozen=True, kw_only=True):
     """The body of POST /v1/completions: text, token ids, or a list of either."""
 
     prompt: str | list[str | int | list[int]]
+    logprobs: int | None = None
+    """0 to 20 rivals of each token."""
 
 
 class TokenizeRequest(_Strict, frozen=True):

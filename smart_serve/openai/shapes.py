@@ -21,6 +21,7 @@ from smart_serve.openai.answer import (
     TextChoice,
     TextCompletion,
 )
+from smart_serve.openai.logprobs import ChatLogprobs, TokenLogprobs, text_logprobs
 from smart_serve.openai.usage import Usage
 
 
@@ -30,6 +31,10 @@ class ChoiceText(msgspec.Struct, frozen=True):
     index: int
     text: str
     end: AnswerEnd | None = None
+    scores: tuple[TokenLogprobs, ...] | None = None
+    """Of the tokens that the text is made of; None: nobody asked."""
+    offset: int = 0
+    """Characters of the answer before the first of `scores`."""
 
 
 class AnswerShape(Protocol):
@@ -64,7 +69,14 @@ class ChatShape:
         for choice in choices:
             assert choice.end is not None
             message = AssistantMessage(choice.text)
-            told.append(ChatChoice(index=choice.index, message=message, finish_reason=choice.end))
+            told.append(
+                ChatChoice(
+                    index=choice.index,
+                    message=message,
+                    finish_reason=choice.end,
+                    logprobs=_chat_logprobs(choice),
+                )
+            )
         return ChatCompletion(
             id=head.id, created=head.created, model=head.model, choices=tuple(told), usage=usage
         )
@@ -74,9 +86,10 @@ class ChatShape:
         yield self._chunk(ChatChunkChoice(index=index, delta=delta), usage=usage)
 
     def news(self, choice: ChoiceText, usage: StreamedUsage) -> Iterable[ChatChunk]:
-        if choice.text:
-            delta = Delta(content=choice.text)
-            yield self._chunk(ChatChunkChoice(index=choice.index, delta=delta), usage=usage)
+        if choice.text or choice.scores:
+            delta, logprobs = Delta(content=choice.text), _chat_logprobs(choice)
+            news = ChatChunkChoice(index=choice.index, delta=delta, logprobs=logprobs)
+            yield self._chunk(news, usage=usage)
         if choice.end is not None:
             end = ChatChunkChoice(index=choice.index, delta=Delta(), finish_reason=choice.end)
             yield self._chunk(end, usage=usage)
@@ -117,9 +130,20 @@ class TextShape:
             id=head.id,
             created=head.created,
             model=head.model,
-            choices=tuple(
-                TextChoice(index=choice.index, text=choice.text, finish_reason=choice.end)
-                for choice in choices
-            ),
+            choices=tuple(map(_text_choice, choices)),
             usage=usage,
         )
+
+
+def _chat_logprobs(choice: ChoiceText) -> ChatLogprobs | None:
+    return None if choice.scores is None else ChatLogprobs(choice.scores)
+
+
+def _text_choice(choice: ChoiceText) -> TextChoice:
+    scores = choice.scores
+    return TextChoice(
+        index=choice.index,
+        text=choice.text,
+        finish_reason=choice.end,
+        logprobs=None if scores is None else text_logprobs(scores, choice.offset),
+    )

@@ -13,6 +13,7 @@ import msgspec
 from smart_serve.errors import ClientError
 from smart_serve.frontend.chat import ChatMessage, ImagePart, Role, TextPart
 from smart_serve.limits import Limits
+from smart_serve.messages import MAX_LOGPROBS
 from smart_serve.openai.decode import decode_request
 from smart_serve.openai.options import AnswerOptions, parse_options
 from smart_serve.openai.schema import (
@@ -67,13 +68,13 @@ def parse_chat(request: ChatRequest, limits: Limits) -> ParsedChat:
     if request.response_format is not None and request.response_format.type != "text":
         message = 'only response_format {"type": "text"} is supported; the text is not constrained'
         raise ClientError(message, code="unsupported_value", param="response_format")
-    options = parse_options(request, limits, request.max_completion_tokens)
+    options = parse_options(request, limits, _logprobs(request), request.max_completion_tokens)
     return ParsedChat(conversation=parse_messages(request.messages, limits), options=options)
 
 
 def parse_completion(request: CompletionRequest, limits: Limits) -> ParsedCompletion:
     """A text completion's meaning."""
-    options = parse_options(request, limits)
+    options = parse_options(request, limits, request.logprobs)
     prompts = _prompts(request.prompt)
     if not prompts or not all(prompts):
         raise ClientError("the prompt is empty", code="empty_prompt", param="prompt")
@@ -105,6 +106,14 @@ def parse_messages(messages: list[Message], limits: Limits) -> Conversation:
     misplaced = any(message.num_images() for message in parsed if message.role != "user")
     refuse(misplaced, "invalid_image_role", "only messages of the user can hold pictures")
     return Conversation(messages=parsed, images=_images(messages, limits))
+
+
+def _logprobs(request: ChatRequest) -> int | None:
+    top = request.top_logprobs
+    if top is not None and not (request.logprobs and 0 <= top <= MAX_LOGPROBS):
+        message = f"top_logprobs is between 0 and {MAX_LOGPROBS}, and needs logprobs = true"
+        raise ClientError(message, code="invalid_value", param="top_logprobs")
+    return top or 0 if request.logprobs else None
 
 
 def _check_length(chars: int, limits: Limits, param: str) -> None:

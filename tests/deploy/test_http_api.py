@@ -161,6 +161,42 @@ def test_a_bias_and_a_penalty_change_the_answer(client: openai.OpenAI, url: str)
     assert free.choices[0].message.content != penalised.choices[0].message.content
 
 
+def test_logprobs_are_those_of_the_answer(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"logprobs": True, "top_logprobs": 3}
+    choice = chat(client, **asked).choices[0]
+    content = choice.logprobs.content
+    spelled = b"".join(bytes(token.bytes) for token in content).decode()
+    assert spelled.strip() == choice.message.content.strip()
+    for token in content:
+        # Greedy: the emitted token is the likeliest.
+        assert token.top_logprobs[0].token == token.token
+        assert token.top_logprobs[0].logprob == pytest.approx(token.logprob, abs=1e-4)
+        assert [top.logprob for top in token.top_logprobs] == sorted(
+            (top.logprob for top in token.top_logprobs), reverse=True
+        )
+        assert len(token.top_logprobs) == 3
+    streamed = []
+    for chunk in chat(client, stream=True, **asked):
+        for part in chunk.choices:
+            streamed += part.logprobs.content if part.logprobs else []
+    assert [one.token for one in streamed] == [one.token for one in content]
+    assert chat(client).choices[0].logprobs is None
+    text = client.completions.create(
+        model=MODEL, prompt="There are", logprobs=2, max_tokens=6, temperature=0
+    ).choices[0]
+    assert text.logprobs is not None
+    told = text.logprobs
+    assert told.tokens is not None
+    assert told.text_offset is not None
+    assert told.token_logprobs is not None
+    assert told.top_logprobs is not None
+    assert "".join(told.tokens).strip() == text.text.strip()
+    assert told.text_offset[1] == len(told.tokens[0])
+    assert [max(top.values()) for top in told.top_logprobs] == pytest.approx(
+        told.token_logprobs, abs=1e-4
+    )
+
+
 def test_a_client_that_leaves_frees_every_choice(url: str, source: LocalSource) -> None:
     body = {"model": MODEL, "messages": QUESTION, "n": 4, "stream": True, "temperature": 1.9}
     target = f"{url}/v1/chat/completions"

@@ -70,6 +70,8 @@ def test_a_full_request_keeps_its_meaning() -> None:
             repetition_penalty=1.5,
             logit_bias={"17": -100, "3": 2.5},
             ignore_eos=True,
+            logprobs=True,
+            top_logprobs=4,
             seed=-4,
             stop=["x", "y"],
             stream=True,
@@ -90,7 +92,10 @@ def test_a_full_request_keeps_its_meaning() -> None:
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0.0, 0.5)
     assert (sampling.top_k, sampling.seed, sampling.stop) == (3, -4, ("x", "y"))
     assert sampling.policy == "off"
-    assert (sampling.min_p, sampling.ignore_eos) == (0.1, True)
+    assert (sampling.min_p, sampling.ignore_eos, sampling.logprobs) == (0.1, True, 4)
+    assert parse(body(logprobs=True)).options.sampling.logprobs == 0
+    assert parse(body(logprobs=False)).options.sampling.logprobs is None
+    assert parse_text(prompt="a", logprobs=3).options.sampling.logprobs == 3
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (-1.0, 0.5)
     assert (sampling.repetition_penalty, sampling.logit_bias) == (1.5, {17: -100.0, 3: 2.5})
     assert (options.stream, options.include_usage, options.max_tokens_given) == (True,) * 3
@@ -139,6 +144,8 @@ def test_a_text_completion_takes_texts_and_token_ids() -> None:
         ({"prompt": "a" * 101}, "prompt_too_long", "prompt"),
         ({"prompt": ["a"] * 5, "n": 2}, "invalid_value", "prompt"),
         ({"prompt": "a", "echo": True}, "unknown_field", "echo"),
+        ({"prompt": "a", "logprobs": 21}, "invalid_request", "logprobs"),
+        ({"prompt": "a", "logprobs": True}, "invalid_type", "logprobs"),
         ({"prompt": "a", "messages": []}, "unknown_field", "messages"),
     ],
 )
@@ -161,6 +168,10 @@ def test_bad_text_completions_are_told_apart(fields: dict[str, Any], code: str, 
         (b"3", "invalid_type", "body"),
         (b'{"model": "m"}', "missing_field", "messages"),
         (body(tools=[]), "unknown_field", "tools"),
+        (body(logprobs=5), "invalid_type", "logprobs"),
+        (body(top_logprobs=2), "invalid_value", "top_logprobs"),
+        (body(logprobs=True, top_logprobs=21), "invalid_value", "top_logprobs"),
+        (body(logprobs=True, top_logprobs=-1), "invalid_value", "top_logprobs"),
         (body(frequency_penalty=2.5), "invalid_request", "frequency_penalty"),
         (body(presence_penalty=-3), "invalid_request", "presence_penalty"),
         (body(repetition_penalty=0), "invalid_request", "repetition_penalty"),
