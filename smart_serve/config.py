@@ -79,6 +79,8 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_chunk_tokens: int = 256
     """Prompt tokens that one step prefills, over all sequences, so that a long prompt does not
     stall running streams."""
+    prefix_reuse: bool = True
+    """Requests that begin alike, with the same pictures, share the KV blocks of what is alike."""
     speculation: SpeculationConfig = SpeculationConfig()
 
     def __post_init__(self) -> None:

@@ -109,6 +109,8 @@ class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were in the cache already."""
     target_steps: int = 0
     """Forward passes of the target that emitted tokens of this request."""
     drafted_tokens: int = 0

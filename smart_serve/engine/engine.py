@@ -65,6 +65,7 @@ class Engine:
             max_running=config.max_running,
             max_waiting=config.max_waiting,
             prefill_tokens=config.prefill_chunk_tokens,
+            prefix_reuse=config.prefix_reuse,
         )
         self.controller = SpeculationController(
             config.speculation, costs, None, model.eos_token_ids
@@ -111,6 +112,9 @@ class Engine:
             sequence.draft.lose()
             if features_are_gone:
                 sequence.draft.features_from = sequence.num_computed
+        if features_are_gone:
+            # A prefix without them would leave the drafter nothing to catch up from.
+            self.scheduler.pool.flush()
 
     def set_plan(self, plan: SpeculationPlan) -> None:
         """The router's envelope for the next steps."""
@@ -190,11 +194,11 @@ class Engine:
             emissions.append(self._advance(sequence, tokens, 1 + len(rows), said))
         emissions.extend(self._commit_prefills(work, verified, commit))
         commit.apply(verified.hidden.features)
-        for emission in emissions:
-            if emission.sequence.finish_reason is not None:
-                self._release(emission.sequence)
-            else:
-                self.scheduler.trim(emission.sequence)
+        for sequence in work.sequences:
+            if sequence.finish_reason != "error":
+                self.scheduler.commit(sequence)
+            if sequence.finish_reason is not None:
+                self._release(sequence)
         return emissions, accepted
 
     def _commit_prefills(
@@ -270,11 +274,12 @@ class Engine:
     def _fail(self, sequence: Sequence, why: str) -> Emission:
         _LOG.error("request %s: %s", sequence.request.request_id, why)
         sequence.finish_reason, sequence.error = "error", why
-        # Its keys and values may be NaN, and whoever gets the blocks reads them under a mask:
-        # 0 · NaN would not vanish.
-        self.cache.clear(sequence.blocks)
         return Emission(sequence, (), 0)
 
     def _release(self, sequence: Sequence) -> None:
+        if sequence.finish_reason == "error":
+            # Its keys and values may be NaN, and whoever gets the blocks reads them under a mask:
+            # 0 · NaN would not vanish.
+            self.cache.clear(self.scheduler.pool.disown(sequence.blocks))
         self.scheduler.finish(sequence)
         self.drafting.forget(sequence)

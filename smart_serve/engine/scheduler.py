@@ -6,6 +6,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
+from smart_serve.engine.block_keys import BlockKeys
 from smart_serve.engine.sequence import Sequence, State
 from smart_serve.errors import OverloadedError
 from smart_serve.paging.blocks import BlockPool
@@ -33,19 +34,32 @@ class StepWork:
     def is_empty(self) -> bool:
         return not self.decodes and not self.prefills
 
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        return (*self.decodes, *(chunk.sequence for chunk in self.prefills))
+
 
 class Scheduler:
-    """Continuous batching: first come first served, chunked prefill, pre-emption by recompute.
+    """Continuous batching: admission in order of arrival, chunked prefill beside the decoding
+    sequences, pre-emption of the newest by recompute, reuse of common prefixes.
 
     Owns the waiting queue, the running list and the block accounts.
     """
 
     def __init__(
-        self, pool: BlockPool, *, max_running: int, max_waiting: int, prefill_tokens: int
+        self,
+        pool: BlockPool,
+        *,
+        max_running: int,
+        max_waiting: int,
+        prefill_tokens: int,
+        prefix_reuse: bool,
     ) -> None:
         self.pool = pool
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._prefix_reuse = prefix_reuse
+        self._keys = BlockKeys(pool.block_tokens)
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._prefill_tokens = prefill_tokens
@@ -62,19 +76,12 @@ class Scheduler:
 
     def schedule(self) -> StepWork:
         """Reserve blocks and choose the step's rows; may pre-empt the newest sequences."""
+        for sequence in self.running:
+            if not sequence.is_decoding:
+                sequence.tally.add_cached(self._reuse(sequence))
         self._admit()
         decodes = self._reserve_decodes()
-        budget, prefills = self._prefill_tokens, []
-        for sequence in self.running:
-            if budget == 0:
-                break
-            if sequence.is_decoding:
-                continue
-            length = min(budget, sequence.num_uncomputed)
-            is_last = length == sequence.num_uncomputed
-            prefills.append(PrefillChunk(sequence, sequence.num_computed, length, is_last))
-            budget -= length
-        return StepWork(decodes, tuple(prefills))
+        return StepWork(decodes, tuple(self._share_budget()))
 
     def reserve_nodes(self, sequence: Sequence, num_nodes: int) -> int:
         """Blocks for a draft tree beyond the pending token; returns how many nodes have room."""
@@ -83,9 +90,18 @@ class Scheduler:
         spare = len(sequence.blocks) * self.pool.block_tokens - len(sequence.tokens)
         return min(num_nodes, spare)
 
-    def trim(self, sequence: Sequence) -> None:
-        """Give back the blocks that only rejected draft nodes used."""
+    def commit(self, sequence: Sequence) -> None:
+        """After a step of it, once accepted rows are in place: publish the blocks that are full
+        now, and give back those that only rejected draft nodes used."""
         self.pool.release(sequence.blocks, keep_tokens=len(sequence.tokens))
+        if not self._prefix_reuse or sequence.draft.features_from > 0:
+            return  # Who finds a block must find the features with it.
+        # An answer's last step may have computed rows beyond its end.
+        num_full = min(sequence.num_computed, len(sequence.tokens)) // self.pool.block_tokens
+        keys = self._keys.of(sequence, num_full)
+        for index in range(sequence.num_published, num_full):
+            self.pool.publish(sequence.blocks, index, keys[index])
+        sequence.num_published = num_full
 
     def finish(self, sequence: Sequence) -> None:
         """Remove a sequence in any state and free what it holds; again is harmless."""
@@ -100,13 +116,32 @@ class Scheduler:
         """Whole prompts only: what is admitted can be prefilled without taking from others."""
         while self.waiting and len(self.running) < self._max_running:
             sequence = self.waiting[0]
+            num_reused = self._reuse(sequence)
             if not self.pool.grow(sequence.blocks, len(sequence.tokens)):
+                self.pool.release(sequence.blocks)
+                sequence.rewind()
                 return
             self.waiting.popleft()
+            sequence.tally.add_cached(num_reused)
             sequence.state = State.RUNNING
             if sequence.started_s is None:
                 sequence.started_s = time.monotonic()
             self.running.append(sequence)
+
+    def _reuse(self, sequence: Sequence) -> int:
+        """Take the blocks that follow from what others have computed; returns their tokens.
+
+        One token is always left: its row gives the next one.
+        """
+        size, first = self.pool.block_tokens, sequence.num_published
+        num_full = (len(sequence.tokens) - 1) // size if self._prefix_reuse else 0
+        before = sequence.num_computed
+        for key in self._keys.of(sequence, num_full)[first:]:
+            if not self.pool.adopt(sequence.blocks, sequence.num_published, key):
+                break
+            sequence.num_published += 1
+            sequence.num_computed = sequence.num_published * size
+        return sequence.num_computed - before
 
     def _reserve_decodes(self) -> tuple[Sequence, ...]:
         """Room for the pending token of every decoding sequence, oldest first."""
@@ -120,6 +155,40 @@ class Scheduler:
             if sequence.state is State.RUNNING:
                 decodes.append(sequence)
         return tuple(decodes)
+
+    def _share_budget(self) -> list[PrefillChunk]:
+        """Half of the step's prefill is the oldest prompt's, so that none waits for ever; the rest
+        goes to those with the least left, so that short prompts pass a long one.
+
+        A prompt whose next block is computed for another in this step waits, and takes it then.
+        """
+        prompts = [sequence for sequence in self.running if not sequence.is_decoding]
+        shares = [(sequence, -(-self._prefill_tokens // 2)) for sequence in prompts[:1]]
+        nearest = sorted(prompts, key=lambda sequence: sequence.num_uncomputed)
+        shares += [(sequence, self._prefill_tokens) for sequence in nearest]
+        left, lengths, begun = self._prefill_tokens, dict.fromkeys(prompts, 0), set[bytes]()
+        for sequence, most in shares:
+            num_taken = lengths[sequence]
+            if num_taken == 0 and begun.intersection(self._next_keys(sequence, 1)):
+                continue
+            lengths[sequence] += min(most, left, sequence.num_uncomputed - num_taken)
+            left -= lengths[sequence] - num_taken
+            begun.update(self._next_keys(sequence, lengths[sequence]))
+        return [
+            PrefillChunk(s, s.num_computed, length, length == s.num_uncomputed)
+            for s, length in lengths.items()
+            if length > 0
+        ]
+
+    def _next_keys(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
+        """Of the full blocks that its next `num_tokens` fall into, as far as others may use
+        them."""
+        if not self._prefix_reuse:
+            return []
+        size = self.pool.block_tokens
+        num_full = (len(sequence.tokens) - 1) // size
+        end = self.pool.blocks_for(sequence.num_computed + num_tokens)
+        return self._keys.of(sequence, min(num_full, end))[sequence.num_published :]
 
     def _preempt_newest(self) -> Sequence:
         victim = self.running.pop()

@@ -43,6 +43,8 @@ class DraftProgress:
 class StepTally:
     """Running sums behind `RequestStats`."""
 
+    cached_tokens: int = 0
+    pre_emptions: int = 0
     target_steps: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -53,6 +55,12 @@ class StepTally:
     verify_ms: float = 0.0
     plain_ms: float = 0.0
     predicted_ms: float = 0.0
+
+    def add_cached(self, num_tokens: int) -> None:
+        """Prompt tokens found in the cache; what it computed itself before a pre-emption is not
+        counted."""
+        if self.pre_emptions == 0:
+            self.cached_tokens += num_tokens
 
 
 class Sequence:
@@ -77,6 +85,10 @@ class Sequence:
         self.num_computed = 0
         """Tokens whose KV is committed to the cache."""
         self.blocks: list[int] = []
+        self.block_keys: list[bytes] = []
+        """Of its first full blocks, as many as were asked for so far."""
+        self.num_published = 0
+        """So many of its first blocks others can find by their keys."""
         self.state = State.WAITING
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
@@ -104,9 +116,14 @@ class Sequence:
         """RoPE positions of the tokens at `indices` [n]: the same, or [3, n] under M-RoPE."""
         return indices if self.rope is None else self.rope.at(indices)
 
+    def rewind(self) -> None:
+        """It holds no KV blocks any more."""
+        self.num_computed = self.num_published = 0
+
     def restart(self) -> None:
         """After its KV blocks were taken: all tokens are to be computed again."""
-        self.num_computed = 0
+        self.rewind()
+        self.tally.pre_emptions += 1
         self.state = State.WAITING
         self.draft.features_from = 0
 
@@ -115,6 +132,7 @@ class Sequence:
         return RequestStats(
             prompt_tokens=self.num_prompt,
             completion_tokens=self.num_generated,
+            cached_tokens=tally.cached_tokens,
             target_steps=tally.target_steps,
             drafted_tokens=tally.drafted,
             accepted_tokens=tally.accepted,

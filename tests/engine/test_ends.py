@@ -75,7 +75,6 @@ def test_abort_in_any_state_frees_the_blocks(
     while engine.scheduler.has_work:
         engine.step()
     engine.scheduler.pool.check_idle()
-    assert engine.scheduler.pool.free == engine.scheduler.pool.total
     assert drafter.free_blocks == drafter.total_blocks
     kept = [(s, c) for s, c in zip(sequences[1::2], llava_cases[1:6:2], strict=True)]
     assert all(answers([sequence])[0] == case.answer for sequence, case in kept)
