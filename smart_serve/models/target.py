@@ -15,6 +15,7 @@ from smart_serve.checkpoint import read_json
 from smart_serve.errors import ConfigError
 from smart_serve.messages import ImageSpan
 from smart_serve.models.attention import AttentionStep
+from smart_serve.models.norms import fuse_norms
 from smart_serve.models.rope import RopePositions
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -52,6 +53,7 @@ class TargetModel:
         eos_token_ids: frozenset[int],
         has_mrope: bool = False,
     ) -> None:
+        fuse_norms(body)
         self._body = body
         self._head = head
         config: PretrainedConfig = body.config
