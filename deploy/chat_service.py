@@ -66,7 +66,9 @@ class ChatService:
         self.limits = args.parsed_limits()
         self.served_name = args.served_name
         self._source = source
-        self._builder = PromptBuilder.from_folder(resolve_model(args.model), self.limits)
+        self._builder = PromptBuilder.from_folder(
+            resolve_model(args.model, weights=False), self.limits
+        )
         # What fits in no pool is refused here; between pools, the largest counts.
         kv_tokens = max(args.engine_config(pool).kv_tokens for pool in args.pools)
         self._context = min(self._builder.context_tokens, kv_tokens)

@@ -40,6 +40,12 @@ PROJECTOR_LAYOUTS: tuple[Prefixes, ...] = (
     {"multi_modal_projector.": ""},
     {"model.multi_modal_projector.": ""},
 )
+_PARTS = (
+    *("model.", "lm_head.", "language_model."),
+    *("visual.", "vision_tower.", "multi_modal_projector."),
+)
+"""Prefixes of all that a model of our families consists of."""
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "embeddings.position_ids")
 """Constants that older transformers versions saved and today's modules compute."""
 
@@ -88,6 +94,12 @@ class Checkpoint:
         """All tensor names, sorted."""
         return tuple(sorted(self._file_of))
 
+    def check_parts(self) -> None:
+        """ConfigError naming the first tensor that belongs to no part of a known model."""
+        for name in self.names():
+            if not name.startswith(_PARTS):
+                raise self._unexpected(name)
+
     def tensors(self, prefixes: Prefixes) -> dict[str, torch.Tensor]:
         """The tensors under `prefixes`, renamed, as stored (CPU, stored dtype)."""
         return dict(self._stream(prefixes))
@@ -103,7 +115,8 @@ class Checkpoint:
 
         `prefixes`: one layout, or layouts in order of preference. Parameters become `dtype` on
         `device`; buffers move but keep their dtype (rotary frequencies must stay float32).
-        Errors: ConfigError naming the first tensor that is missing, unexpected or misshapen.
+        Errors: ConfigError naming the first tensor that is missing, unexpected, misshapen or of a
+        quantised type.
         """
         layout = self._choose(prefixes)
         slots: dict[str, torch.Tensor] = module.state_dict(keep_vars=True)
@@ -113,11 +126,17 @@ class Checkpoint:
             if slot is None:
                 if name.endswith(_DERIVED_SUFFIXES):
                     continue
-                raise ConfigError(f"{self.folder}: unexpected tensor '{name}' in the checkpoint")
+                raise self._unexpected(name)
             if slot.shape != tensor.shape:
                 raise ConfigError(
                     f"{self.folder}: tensor '{name}' has shape {tuple(tensor.shape)}, "
                     f"the model needs {tuple(slot.shape)}"
+                )
+            if isinstance(slot, nn.Parameter) and tensor.dtype not in _WEIGHT_DTYPES:
+                # Its values mean nothing without the scales that go with them.
+                raise ConfigError(
+                    f"{self.folder}: tensor '{name}' is stored as {tensor.dtype}; quantised "
+                    "checkpoints are not supported"
                 )
             _fill(slot, tensor, dtype, device)
             filled.add(id(slot))
@@ -147,10 +166,16 @@ class Checkpoint:
         for path, pairs in wanted.items():
             try:
                 with safe_open(path, framework="pt") as file:
+                    held = frozenset(file.keys())
                     for name, renamed in pairs:
+                        if name not in held:
+                            raise ConfigError(f"{path} does not hold '{name}', against its index")
                         yield renamed, file.get_tensor(name)
             except (OSError, SafetensorError) as error:
                 raise ConfigError(f"{path} is not a readable safetensors file") from error
+
+    def _unexpected(self, name: str) -> ConfigError:
+        return ConfigError(f"{self.folder}: unexpected tensor '{name}' in the checkpoint")
 
     def _index(self) -> dict[str, Path]:
         index = self.folder / "model.safetensors.index.json"
@@ -162,7 +187,10 @@ class Checkpoint:
             return {str(name): self.folder / Path(str(file)).name for name, file in shards.items()}
         single = self.folder / "model.safetensors"
         if not single.is_file():
-            raise ConfigError(f"{self.folder} holds no model.safetensors (or its index)")
+            raise ConfigError(
+                f"{self.folder} holds no model.safetensors (or its index); other formats are not "
+                "read: load such a model with transformers and call save_pretrained"
+            )
         try:
             with safe_open(single, framework="pt") as file:
                 return dict.fromkeys(file.keys(), single)

@@ -30,5 +30,6 @@ def load_target(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
     if loader is None:
         known = ", ".join(_LOADERS)
         raise ConfigError(f"{folder}: model type '{model_type}' is not supported ({known} are)")
+    checkpoint.check_parts()
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return loader(checkpoint, config, dtype, device)

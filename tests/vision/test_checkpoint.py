@@ -42,6 +42,11 @@ def test_parameters_take_the_dtype_asked_for(tmp_path: Path) -> None:
         ({**GOOD, "a.extra": torch.ones(1)}, "unexpected tensor 'extra'"),
         ({**GOOD, "a.bias": torch.ones(3)}, "'bias' has shape"),
         ({"b.weight": torch.ones(1)}, "no tensor under 'a.*'"),
+        ({**GOOD, "a.bias": torch.ones(2, dtype=torch.int8)}, "'bias' is stored as torch.int8"),
+        (
+            {**GOOD, "a.bias": torch.ones(2).to(torch.float8_e4m3fn)},
+            "'bias' is stored as torch.float8_e4m3fn",
+        ),
     ],
 )
 def test_a_wrong_tensor_is_named(
@@ -62,6 +67,12 @@ def test_shards_are_read_through_the_index(tmp_path: Path) -> None:
     module = nn.Linear(3, 2)
     Checkpoint(tmp_path).load_into(module, {"a.": ""}, torch.float32, "cpu")
     assert torch.equal(module.weight, GOOD["a.weight"])
+    index["weight_map"]["a.bias"] = "one.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"one\.safetensors does not hold 'a\.bias'"):
+        Checkpoint(tmp_path).load_into(module, {"a.": ""}, torch.float32, "cpu")
+    index["weight_map"]["a.bias"] = "two.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "two.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ConfigError, match="readable safetensors"):
         Checkpoint(tmp_path).load_into(module, {"a.": ""}, torch.float32, "cpu")
@@ -92,3 +103,17 @@ def test_a_tied_head_is_loaded_and_rotary_buffers_keep_float32(tmp_path: Path) -
     checkpoint.load_into(model, layout, torch.bfloat16, "cpu")
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_parts_of_no_known_model_are_named(tmp_path: Path) -> None:
+    good = {"model.norm.weight": torch.ones(1), "visual.merger.weight": torch.ones(1)}
+    write(tmp_path, good).check_parts()
+    with pytest.raises(ConfigError, match=r"unexpected tensor 'adapter\.weight'"):
+        write(tmp_path, {**good, "adapter.weight": torch.ones(1)}).check_parts()
+
+
+def test_pickled_weights_are_refused_in_words_that_help(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match="save_pretrained"):
+        Checkpoint(tmp_path)
