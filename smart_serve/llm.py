@@ -19,6 +19,7 @@ from smart_serve.engine.build import build_engine
 from smart_serve.engine.emission import Emission
 from smart_serve.environment import check_environment
 from smart_serve.errors import ClientError, ServerError
+from smart_serve.frontend.chat import ChatMessage
 from smart_serve.frontend.detokenizer import Detokenizer
 from smart_serve.frontend.prompt import Prompt, PromptBuilder, check_length
 from smart_serve.limits import Limits
@@ -34,7 +35,13 @@ from vision.encoder import VisionEncoder
 from vision.image import CheckedImage, check_image, image_from_pil
 
 PromptInput = str | Mapping[str, Any]
-"""A question, or {"prompt": str, "images": [...]}, or {"prompt_token_ids": [...]}."""
+"""A question; or a mapping with one of "prompt" (a question), "messages" and "prompt_token_ids",
+the first two also with "images".
+
+Messages are {"role": ..., "content": ...}; content is text, or a list of parts: {"type": "text",
+"text": ...}, and {"type": "image"} where the next of the images stands.
+"""
+_PROMPT_KINDS = ("prompt", "messages", "prompt_token_ids")
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,18 +141,7 @@ class LLM:
     ) -> tuple[GenerateRequest, list[CheckedImage]]:
         fields = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
         images = [self._image(image) for image in fields.pop("images", None) or ()]
-        token_ids, text = fields.pop("prompt_token_ids", None), fields.pop("prompt", None)
-        if fields or (token_ids is None) == (text is None):
-            raise ClientError(
-                'a prompt is {"prompt": str, "images": [...]} or {"prompt_token_ids": [...]}',
-                param="prompts",
-            )
-        if token_ids is not None:
-            if images:
-                raise ClientError("prompt_token_ids cannot carry images", param="images")
-            built = Prompt(token_ids=tuple(int(token) for token in token_ids), image_spans=())
-        else:
-            built = self.prompts.build_raw(str(text), images)
+        built = self._built(fields, images)
         check_length(built, sampling.max_tokens, self.engine.max_context)
         request = GenerateRequest(
             request_id=str(index),
@@ -154,6 +150,17 @@ class LLM:
             sampling=sampling,
         )
         return request, images
+
+    def _built(self, fields: Mapping[str, Any], images: Sequence[CheckedImage]) -> Prompt:
+        match list(fields.items()):
+            case [("prompt", str(text))]:
+                return self.prompts.build_raw(text, images)
+            case [("messages", messages)]:
+                return self.prompts.build(_chat(messages), images)
+            case [("prompt_token_ids", ids)] if not images:
+                return Prompt(token_ids=tuple(int(token) for token in ids), image_spans=())
+        message = f"a prompt has one of {', '.join(_PROMPT_KINDS)}; the first two may have images"
+        raise ClientError(message, param="prompts")
 
     def _image(self, image: Image.Image | bytes | str | Path) -> CheckedImage:
         if isinstance(image, Image.Image):
@@ -192,6 +199,13 @@ class _Answer:
             stats=sequence.stats(),
             logprobs=tuple(self.logprobs),
         )
+
+
+def _chat(messages: object) -> list[ChatMessage]:
+    try:
+        return msgspec.convert(messages, list[ChatMessage])
+    except msgspec.ValidationError as error:
+        raise ClientError(f"the messages are not well formed: {error}", param="messages") from error
 
 
 def _per_prompt(
