@@ -40,7 +40,8 @@ class AppArgs(BaseModel):
     model: str = "bundled"
     """A model folder, or "bundled"."""
     drafter: str | None = "bundled"
-    """A drafter folder, "bundled", or null for plain decoding."""
+    """As `LLM` has it: a drafter folder, "bundled", "draft_model:FOLDER" or "ngram"; null for plain
+    decoding."""
     served_model_name: str | None = None
     policy: str = "smart"
     """A name of `smart_serve.config.POLICY_NAMES`."""
@@ -99,7 +100,8 @@ class AppArgs(BaseModel):
 
     @property
     def drafts_remotely(self) -> bool:
-        return self.drafter is not None and self.drafter_mode == "remote"
+        # Prompt lookup costs less than the hop to another process.
+        return self.drafter not in (None, "ngram") and self.drafter_mode == "remote"
 
     def parsed_limits(self) -> Limits:
         """Raises `ValueError` for an unknown or ill-typed limit."""

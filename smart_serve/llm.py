@@ -59,8 +59,9 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 class LLM:
     """A target, its drafter and its vision encoder.
 
-    `model` and `drafter` are "bundled" or folders; `drafter=None` decodes plainly. `engine_options`
-    are fields of `EngineConfig` (kv_tokens, max_running, …).
+    `model` is "bundled" or a folder. `drafter` is "bundled", the folder of an EAGLE, EAGLE-3 or MSD
+    checkpoint, "draft_model:FOLDER" for a small language model, or "ngram" for prompt lookup; None
+    decodes plainly. `engine_options` are fields of `EngineConfig` (kv_tokens, max_running, …).
     """
 
     def __init__(

@@ -20,7 +20,11 @@ TRANSFORMERS = "transformers"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--model", default="bundled", help='"bundled" or a model folder')
-    parser.add_argument("--drafter", default="bundled", help='"bundled" or a drafter folder')
+    parser.add_argument(
+        "--drafter",
+        default="bundled",
+        help='"bundled", a drafter folder, "draft_model:FOLDER" or "ngram"',
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--url", help="measure a running server over HTTP instead")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,13 @@ from numpy.typing import NDArray
 
 from smart_serve.drafters.draft_tree import DraftTree, Held
 from smart_serve.drafters.network import DraftNetwork
-from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, DraftInput, Proposal
+from smart_serve.drafters.protocol import (
+    DraftBatch,
+    DrafterInfo,
+    DrafterUnavailable,
+    DraftInput,
+    Proposal,
+)
 from smart_serve.paging.blocks import BlockPool
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.rows import Ints, Rows, pack_rows
@@ -21,6 +28,7 @@ from smart_serve.speculation.growth import Growth, TreeGrower
 from smart_serve.speculation.policies import make_grower
 from smart_serve.speculation.tree import Forest
 
+_LOG = logging.getLogger(__name__)
 JOINT_ROWS = 16
 """Inputs up to this long are attended in one padded group; longer ones (prompts) each alone."""
 
@@ -83,7 +91,13 @@ class NetworkDrafter:
         unknown = tuple(i for i, tree in enumerate(places) if tree is None)
         if not trees:
             return Proposal(Growth(Forest.empty(len(places)), (), ()), unknown)
-        growth, layer_ms, layer_rows = self._grow(batch, trees)
+        try:
+            growth, layer_ms, layer_rows = self._grow(batch, trees)
+        except Exception as error:
+            _LOG.exception("drafting %d trees failed", len(trees))
+            # What may not have been run must not count as held.
+            self.close([tree.item.sequence_id for tree in trees])
+            raise DrafterUnavailable("the drafter failed") from error
         for tree in trees:
             self._pool.release(tree.held.blocks, keep_tokens=tree.held.num_rows)
         growth = replace(growth, forest=growth.forest.spread(len(places), known))

@@ -43,6 +43,14 @@ def test_values_from_a_command_line_are_converted() -> None:
     assert not args.drafts_remotely
 
 
+@pytest.mark.parametrize(
+    ("drafter", "remotely"), [("bundled", True), ("draft_model:/m", True), ("ngram", False)]
+)
+def test_prompt_lookup_needs_no_replica(drafter: str, remotely: bool) -> None:
+    args = AppArgs(drafter=drafter)
+    assert args.drafts_remotely == remotely
+
+
 def test_each_pool_has_an_engine_of_its_own() -> None:
     args = AppArgs(
         policy="eagle2",

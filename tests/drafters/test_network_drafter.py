@@ -24,7 +24,7 @@ from small_models import VOCAB
 
 from smart_serve.drafters import draft_tree, network_drafter
 from smart_serve.drafters.network_drafter import NetworkDrafter
-from smart_serve.drafters.protocol import DraftBatch, DraftInput
+from smart_serve.drafters.protocol import DraftBatch, DrafterUnavailable, DraftInput
 from smart_serve.speculation.growth import TreeGrower
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.policies import make_grower
@@ -196,6 +196,36 @@ def test_a_lost_sequence_is_reported_and_the_others_get_trees(drafter: NetworkDr
     # It can be opened again from the start.
     again = DraftInput(7, 0, np.arange(3), torch.zeros(3, HIDDEN))
     assert drafter.propose(DraftBatch((again,), PLAN)).unknown == ()
+
+
+@pytest.mark.parametrize("passes", [0, 1, 2])
+def test_a_pass_that_fails_costs_its_sequences_their_place_and_nothing_else(
+    drafter: NetworkDrafter, monkeypatch: pytest.MonkeyPatch, passes: int
+) -> None:
+    """`passes` go well before one runs out of memory."""
+    rng, left = np.random.default_rng(6), passes
+    other, failing = History(drafter.info), History(drafter.info)
+    drafter.propose(DraftBatch((numbered(other.extend(rng, 5), 0),), PLAN))
+    drafter.propose(DraftBatch((numbered(failing.extend(rng, 5), 1),), PLAN))
+    real = drafter._network.forward
+
+    def forward(*arguments: object) -> torch.Tensor:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise torch.OutOfMemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr(drafter._network, "forward", forward)
+    with pytest.raises(DrafterUnavailable):
+        drafter.propose(DraftBatch((numbered(failing.extend(rng, 3), 1),), PLAN))
+    monkeypatch.undo()
+    again = (numbered(failing.extend(rng, 1), 1), numbered(other.extend(rng, 1), 0))
+    proposal = drafter.propose(DraftBatch(again, PLAN))
+    assert proposal.unknown == (0,)
+    assert proposal.growth.forest.sizes.tolist() == [0, 30]
+    drafter.close([0])
+    assert drafter.free_blocks == drafter.total_blocks
 
 
 @pytest.mark.parametrize("num_blocks", range(2, 16))
