@@ -45,7 +45,7 @@ class PromptBuilder:
     def __init__(
         self,
         tokenizer: TextTokenizer,
-        template: ChatTemplate,
+        template: ChatTemplate | None,
         image_token_id: int | None,
         counter: ImageTokenCounter | None,
         context_tokens: int,
@@ -153,18 +153,11 @@ class PromptBuilder:
             raise _image_mismatch(places, len(images))
 
     def _render(self, messages: Sequence[ChatMessage]) -> str:
-        return self._template.render([self._as_dict(message) for message in messages])
-
-    def _as_dict(self, message: ChatMessage) -> dict[str, Any]:
-        """In the form that the client chose, if the template shows that form."""
-        template, content = self._template, message.content
-        as_parts = not isinstance(content, str)
-        if as_parts and not template.takes_parts and not message.num_images():
-            return {"role": message.role, "content": "\n".join(message.texts())}
-        if not as_parts and template.takes_strings:
-            return {"role": message.role, "content": content}
-        parts = (TextPart(text=content),) if isinstance(content, str) else content
-        return {"role": message.role, "content": [msgspec.to_builtins(part) for part in parts]}
+        template = self._template
+        if template is None:
+            message = "this model has no chat template; ask for a text completion instead"
+            raise ClientError(message, code="no_chat_template", param="messages")
+        return template.render([_as_dict(message, template) for message in messages])
 
     def _runs(self, pieces: Sequence[Piece]) -> list[str | SpecialToken]:
         """Cuts the prompt at special tokens, which only the template's pieces can hold."""
@@ -200,6 +193,18 @@ class PromptBuilder:
         image = images[index]
         tokens = self._counter.count(*image.upright_size_px)
         return ImageSpan(start, tokens.count, image.content_hash, tokens.grid)
+
+
+def _as_dict(message: ChatMessage, template: ChatTemplate) -> dict[str, Any]:
+    """In the form that the client chose, if the template shows that form."""
+    content = message.content
+    as_parts = not isinstance(content, str)
+    if as_parts and not template.takes_parts and not message.num_images():
+        return {"role": message.role, "content": "\n".join(message.texts())}
+    if not as_parts and template.takes_strings:
+        return {"role": message.role, "content": content}
+    parts = (TextPart(text=content),) if isinstance(content, str) else content
+    return {"role": message.role, "content": [msgspec.to_builtins(part) for part in parts]}
 
 
 def _append_text(runs: list[str | SpecialToken], text: str) -> None:

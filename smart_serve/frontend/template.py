@@ -36,13 +36,15 @@ class ChatTemplate:
             raise ConfigError("the model's chat template does not show a user's text")
 
     @classmethod
-    def from_folder(cls, folder: Path | str) -> ChatTemplate:
-        """From chat_template.jinja, chat_template.json or tokenizer_config.json."""
+    def from_folder(cls, folder: Path | str) -> ChatTemplate | None:
+        """From chat_template.jinja, chat_template.json or tokenizer_config.json; None where the
+        model brings no template (Vicuna 1.3)."""
         path = Path(folder)
         config = read_optional_json(path / "tokenizer_config.json")
         texts = {name: token_text(config.get(name)) for name in _TOKEN_NAMES}
         tokens = {name: text for name, text in texts.items() if text is not None}
-        return cls(_source(path, config), tokens)
+        source = _source(path, config)
+        return None if source is None else cls(source, tokens)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt up to where the assistant's answer begins.
@@ -107,13 +109,16 @@ def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
 
 
-def _source(folder: Path, tokenizer_config: Mapping[str, Any]) -> str:
+def _source(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     plain = folder / "chat_template.jinja"
     if plain.is_file():
         return plain.read_text(encoding="utf-8")
     as_json = folder / "chat_template.json"
     config = read_json(as_json) if as_json.is_file() else tokenizer_config
     source = config.get("chat_template")
-    if not isinstance(source, str):
-        raise ConfigError(f"{folder} has no chat template")
+    if isinstance(source, list):  # several by name, as some tokenizers have them
+        by_name = {entry.get("name"): entry.get("template") for entry in source}
+        source = by_name.get("default")
+    if source is not None and not isinstance(source, str):
+        raise ConfigError(f"{folder}: the chat template is not a text")
     return source

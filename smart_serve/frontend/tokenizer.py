@@ -79,6 +79,11 @@ class TextTokenizer:
     def from_folder(cls, folder: Path | str) -> TextTokenizer:
         """Reads tokenizer.json and the configurations beside it; ConfigError when it cannot."""
         path = Path(folder)
+        if not (path / "tokenizer.json").is_file():
+            raise ConfigError(
+                f"{path} has no tokenizer.json; for folders from before it was usual, load the "
+                "tokenizer with transformers and call save_pretrained"
+            )
         spec = read_json(path / "tokenizer.json")
         config = read_optional_json(path / "config.json")
         text_config = config.get("text_config") or {}
