@@ -5,46 +5,38 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from smart_serve.engine.sequence import Sequence
+from kernels.to_device import to_device
+from kernels.verify import Walk
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.rows import Ints
 
 
 class CacheCommit:
-    """Accepted keys and values move to the front; features of committed rows are kept."""
+    """Accepted keys and values move to the front; features of committed rows are kept.
 
-    def __init__(self, cache: KvCache) -> None:
+    A row's place is named by the packed row that was written there: the i-th accepted row of a tree
+    belongs where its row i stands.
+    """
+
+    def __init__(self, cache: KvCache, slots: torch.Tensor) -> None:
+        """`slots` [N]: where the step's packed rows wrote."""
         self._cache = cache
-        self._sources: list[Ints] = []
-        self._targets: list[Ints] = []
+        self._slots = slots
         self._rows: list[Ints] = []
-        self._slots: list[Ints] = []
+        self._places: list[Ints] = []
 
-    def add_path(self, sequence: Sequence, first_row: int, path: list[int]) -> None:
-        """Tree rows `path` (the root's 0 first) of a tree that begins at packed row `first_row`;
-        before the sequence advances."""
-        rows = np.asarray(path, np.int64)
-        slots = self.add_rows(sequence, first_row + rows)
-        moved = rows != np.arange(len(rows))
-        if moved.any():
-            source = sequence.num_computed + rows[moved]
-            self._sources.append(self._cache.slots(sequence.blocks, source))
-            self._targets.append(slots[moved])
+    def add_rows(self, first_row: int, rows: Ints) -> None:
+        """Rows [n] of a sequence that begins at packed row `first_row` are committed."""
+        self._rows.append(first_row + rows)
+        self._places.append(first_row + np.arange(len(rows)))
 
-    def add_rows(self, sequence: Sequence, rows: Ints) -> Ints:
-        """Packed `rows` [n] become the sequence's next committed positions; their slots [n]."""
-        positions = sequence.num_computed + np.arange(len(rows))
-        slots = self._cache.slots(sequence.blocks, positions)
-        self._rows.append(rows)
-        self._slots.append(slots)
-        return slots
-
-    def apply(self, features: torch.Tensor) -> None:
-        """`features` [N, F] of all packed rows."""
-        if self._sources:
-            self._cache.move(np.concatenate(self._sources), np.concatenate(self._targets))
+    def apply(self, walk: Walk, first_rows: Ints, features: torch.Tensor) -> None:
+        """`walk` through the trees, each of which begins at one of the `first_rows`; `features`
+        [N, F] of all packed rows."""
+        first = to_device(first_rows[: len(walk.lengths) + 1], self._slots.device)
+        self._cache.commit(self._slots, first, walk.paths, walk.lengths)
         kept = self._cache.features
         if kept is not None and self._rows:
-            both = np.stack((np.concatenate(self._rows), np.concatenate(self._slots)))
-            on_device = torch.from_numpy(both).to(kept.device)
-            kept.index_copy_(0, on_device[1], features.index_select(0, on_device[0]))
+            both = np.stack((np.concatenate(self._rows), np.concatenate(self._places)))
+            rows, places = to_device(both, kept.device)
+            kept.index_copy_(0, self._slots[places], features.index_select(0, rows))

@@ -31,7 +31,6 @@ from smart_serve.paging.blocks import BlockPool
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.speculation.controller import SpeculationController, StepObservation
 from smart_serve.speculation.cost import CostTable
-from smart_serve.verification.match import match
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,6 +41,7 @@ class Verified:
 
     hidden: Hidden
     first_rows: NDArray[np.int64]  # [num_sequences + 1]
+    slots: torch.Tensor  # [N] of the cache, where the rows wrote
     drawn: Drawn  # all rows of decoding sequences, then one per finished prefill
     elapsed_ms: float
 
@@ -163,14 +163,13 @@ class Engine:
         if ends:
             wanted = torch.cat((wanted, hidden.last[torch.tensor(ends, device=wanted.device)]))
         drawn = self._draw(work, drafted, wanted)
-        return Verified(hidden, step.first_rows, drawn, 1e3 * (time.perf_counter() - clock))
+        elapsed_ms = 1e3 * (time.perf_counter() - clock)
+        return Verified(hidden, step.first_rows, step.attention.slots, drawn, elapsed_ms)
 
     def _draw(self, work: StepWork, drafted: Drafted, hidden: torch.Tensor) -> Drawn:
         """The target's token after each tree row and each finished prompt."""
         finished = [chunk.sequence for chunk in work.prefills if chunk.is_last]
         sequences = [*work.decodes, *finished]
-        if not sequences:
-            return Drawn.nothing()
         return draw(self.model.logits(hidden), sequences, drafted.forest)
 
     def _commit(
@@ -179,21 +178,22 @@ class Engine:
         """Advance every sequence; accepted nodes' keys and values move to the front."""
         emissions: list[Emission] = []
         accepted = np.zeros(drafted.forest.num_nodes, np.bool_)
-        commit = CacheCommit(self.cache)
+        commit = CacheCommit(self.cache, verified.slots)
         for i, sequence in enumerate(work.decodes):
             first, last = int(verified.first_rows[i]), int(verified.first_rows[i + 1])
             if not verified.drawn.is_finite[first:last].all():
                 emissions.append(self._fail(sequence, "the model's output is not finite"))
                 continue
-            rows, bonus = match(drafted.forest, i, verified.drawn.token_ids[first:last])
-            nodes = int(drafted.forest.offsets[i]) + np.asarray(rows, np.int64) - 1
+            path = verified.drawn.path(i)
+            nodes = int(drafted.forest.offsets[i]) + path[1:] - 1
             accepted[nodes] = True
+            bonus = int(verified.drawn.token_ids[first + path[-1]])
             tokens = [*drafted.forest.token_ids[nodes].tolist(), bonus]
-            commit.add_path(sequence, first, [0, *rows])
-            said = verified.drawn.logprobs.at(sequence, [first, *(first + row for row in rows)])
-            emissions.append(self._advance(sequence, tokens, 1 + len(rows), said))
+            commit.add_rows(first, path)
+            said = verified.drawn.logprobs.at(sequence, (first + path).tolist())
+            emissions.append(self._advance(sequence, tokens, len(path), said))
         emissions.extend(self._commit_prefills(work, verified, commit))
-        commit.apply(verified.hidden.features)
+        commit.apply(verified.drawn.walk, verified.first_rows, verified.hidden.features)
         for sequence in work.sequences:
             if sequence.finish_reason != "error":
                 self.scheduler.commit(sequence)
@@ -222,7 +222,7 @@ class Engine:
             if not is_finite:
                 emissions.append(self._fail(sequence, "the model's output is not finite"))
                 continue
-            commit.add_rows(sequence, np.arange(first, last))
+            commit.add_rows(first, np.arange(last - first))
             emission = self._advance(sequence, tokens, chunk.length, said)
             if tokens:
                 emissions.append(emission)

@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.sample import counter_uniform, sample
+from kernels.verify import Walk
 from smart_serve.engine.logprobs import NO_LOGPROBS, RowLogprobs, row_logprobs
 from smart_serve.engine.packing import drawn_positions, row_counts
 from smart_serve.engine.penalties import penalised
 from smart_serve.engine.sequence import Sequence
 from smart_serve.speculation.tree import Forest
+from smart_serve.verification.match import match
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +25,15 @@ class Drawn:
 
     token_ids: NDArray[np.int64]  # [R]
     is_finite: NDArray[np.bool_]  # [R]
+    walk: Walk  # on the device
+    lengths: NDArray[np.int64]  # [B] of the walk, on the host
+    paths: NDArray[np.int64]  # [B, D]
     logprobs: RowLogprobs = NO_LOGPROBS
 
-    @staticmethod
-    def nothing() -> Drawn:
-        return Drawn(np.empty(0, np.int64), np.empty(0, np.bool_))
+    def path(self, tree: int) -> NDArray[np.int64]:
+        """Accepted rows of a tree, its root first."""
+        accepted = self.paths[tree, : self.lengths[tree]]
+        return np.concatenate(([0], accepted))
 
 
 def draw(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> Drawn:
@@ -41,8 +47,19 @@ def draw(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> Draw
         tokens = shaped.argmax(dim=-1)
     else:
         tokens = _sample(shaped, sequences, forest)
-    both = torch.stack((tokens, finite.to(tokens))).cpu().numpy()
-    return Drawn(both[0], both[1].astype(np.bool_), row_logprobs(logits, tokens, sequences, forest))
+    walk = match(forest, tokens[: forest.num_trees + forest.num_nodes])
+    # All that the host must know, in one copy: here the step waits for the device.
+    found = (tokens, finite.to(tokens), walk.lengths, walk.paths.flatten())
+    ends = np.cumsum([len(part) for part in found])[:-1]
+    token_ids, is_finite, lengths, paths = np.split(torch.cat(found).cpu().numpy(), ends)
+    return Drawn(
+        token_ids,
+        is_finite.astype(np.bool_),
+        walk,
+        lengths,
+        paths.reshape(walk.paths.shape),
+        row_logprobs(logits, tokens, sequences, forest),
+    )
 
 
 def _sample(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> torch.Tensor:

@@ -46,8 +46,7 @@ def packed_attention(
     layer = module.layer_idx
     assert isinstance(layer, int)
     keys, values = step.key_caches[layer], step.value_caches[layer]
-    kv_write(keys, key[0].transpose(0, 1), step.slots)
-    kv_write(values, value[0].transpose(0, 1), step.slots)
+    kv_write(keys, values, key[0].transpose(0, 1), value[0].transpose(0, 1), step.slots)
     rows = query[0].transpose(0, 1)
     return tree_attention(rows, keys, values, step.groups, scaling).unsqueeze(0), None
 

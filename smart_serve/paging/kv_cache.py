@@ -57,9 +57,12 @@ class KvCache:
         """Zeros in `blocks`, in every layer."""
         self._data.index_fill_(1, torch.tensor(blocks, device=self._data.device), 0.0)
 
-    def move(self, source: NDArray[np.int64], target: NDArray[np.int64]) -> None:
-        """Copy the tokens in slots `source` [J] to slots `target` [J], in every layer."""
-        if len(source) > 0:
-            device = self._data.device
-            slots = torch.from_numpy(np.stack((source, target))).to(device)
-            kv_commit(self._data.flatten(1, 2), slots[0], slots[1])
+    def commit(
+        self,
+        slots: torch.Tensor,
+        first_rows: torch.Tensor,
+        paths: torch.Tensor,
+        lengths: torch.Tensor,
+    ) -> None:
+        """Move accepted paths to the front in every layer; arguments as for `kv_commit`."""
+        kv_commit(self._data.flatten(1, 2), slots, first_rows, paths, lengths)

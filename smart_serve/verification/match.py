@@ -12,30 +12,22 @@ share it, and the emitted tokens are those that plain decoding would have drawn.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
+from kernels.to_device import to_device
+from kernels.verify import Walk, verify
 from smart_serve.speculation.tree import Forest
 
-Ints = NDArray[np.int64]
 
-
-def match(forest: Forest, tree: int, drawn: Ints) -> tuple[list[int], int]:
-    """Walk tree number `tree`; `drawn` [1 + n] is the target's token after the root and each node.
-
-    Returns (rows of the accepted nodes within the tree, from the root down; the bonus token).
-    """
-    begin, end = int(forest.offsets[tree]), int(forest.offsets[tree + 1])
-    if begin == end:
-        return [], int(drawn[0])
-    children = {
-        (int(parent), int(token)): row
-        for row, (parent, token) in enumerate(
-            zip(forest.parents[begin:end], forest.token_ids[begin:end], strict=True), start=1
-        )
-    }
-    accepted: list[int] = []
-    row, token = 0, int(drawn[0])
-    while (child := children.get((row, token))) is not None:
-        accepted.append(child)
-        row, token = child, int(drawn[child])
-    return accepted, token
+def match(forest: Forest, drawn: torch.Tensor) -> Walk:
+    """Walk all trees at once, where `drawn` [M + B] is: the target's token after each tree's root
+    and then after its nodes."""
+    numbers = np.concatenate((forest.offsets, forest.parents, forest.token_ids))
+    nodes = forest.num_nodes
+    parts = to_device(numbers, drawn.device).split((forest.num_trees + 1, nodes, nodes))
+    return verify(
+        drawn,
+        *parts,
+        max_nodes=int(forest.sizes.max(initial=0)),
+        max_depth=int(forest.depths.max(initial=0)),
+    )

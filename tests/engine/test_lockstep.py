@@ -106,8 +106,10 @@ def run_with_broken_moves(
 ) -> bool:
     """Whether everything is still in step after 40 steps in which moves miss by `shift`."""
     engine, sequences = thicket_engine(folder, cases, seed=0)
-    honest = engine.cache.move
-    engine.cache.move = lambda source, target: honest(source + shift, target)
+    honest = engine.cache.commit
+    engine.cache.commit = lambda slots, first, paths, lengths: honest(
+        slots, first, (paths + shift).clamp(min=0), lengths
+    )
     for _ in range(40):
         engine.step()
         if not texts_hold(sequences, cases):

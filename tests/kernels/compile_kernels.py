@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.gpu import tree_attention
+from kernels.gpu import kv, sample, tree_attention, verify
 from kernels.tree_attention import TILE_ROWS
 
 SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
@@ -61,17 +61,48 @@ def join(dtype: str, dim: int) -> Variant:
     return Variant(tree_attention.join_splits, types, constants)
 
 
+def moves(dtype: str) -> Iterator[Variant]:
+    pointers = dict.fromkeys(("key_cache", "value_cache", "keys", "values", "cache"), f"*{dtype}")
+    pointers |= dict.fromkeys(("slots", "first_rows", "paths", "lengths"), "*i64")
+    numbers = dict.fromkeys(("num_slots", "row_size", "max_length"), "i32")
+    strides = [f"{part}_{kind}_stride" for part in ("key", "value") for kind in ("row", "head")]
+    types = {**pointers, **numbers, **dict.fromkeys(strides, "i32")}
+    yield Variant(kv.write_rows, types, {"HEAD_DIM": 128, "CHUNK": kv.CHUNK})
+    yield Variant(kv.move_paths, types, {"CHUNK": kv.CHUNK})
+
+
+def sampling(dtype: str) -> Variant:
+    types = {"logits": f"*{dtype}", "top_ks": "*i64", "out": "*i64"}
+    types |= dict.fromkeys(("temperatures", "top_ps", "min_ps", "uniforms"), "*fp64")
+    types |= {"vocab": "i32", "row_stride": "i32"}
+    return Variant(sample.sample_row, types, {"TILE": sample.TILE}, warps=8)
+
+
+def without_dtype() -> Iterator[Variant]:
+    types = {"seeds": "*i64", "positions": "*i64", "out": "*fp64", "num_rows": "i32"}
+    yield Variant(sample.keyed_uniforms, types, {"TILE": 256})
+    types = dict.fromkeys(verify.walk_trees.arg_names, "*i64") | {"max_length": "i32"}
+    yield Variant(verify.walk_trees, types, {"TILE": 512})
+
+
 def variants(*, everything: bool) -> Iterator[Variant]:
     dtypes = ("bf16", "fp16", "fp32") if everything else ("bf16",)
     dims, groups = ((64, 128), (1, 4, 7, 8)) if everything else ((128,), (4,))
+    yield from without_dtype()
+    for dtype in dtypes:
+        yield from moves(dtype)
+        yield sampling(dtype)
     for dtype, dim in product(dtypes, dims):
         yield from (attention(dtype, dim, group) for group in groups)
         yield join(dtype, dim)
 
 
 def main() -> None:
-    for variant in variants(everything="--all" in sys.argv):
-        for architecture, limit in SHARED_BYTES.items():
+    everything = "--all" in sys.argv
+    # sm_89 has the least shared memory: what fits there fits everywhere.
+    architectures = SHARED_BYTES if everything else {89: SHARED_BYTES[89]}
+    for variant in variants(everything=everything):
+        for architecture, limit in architectures.items():
             compiled = variant.compile(architecture)
             shared = compiled.metadata.shared
             assert shared <= limit, f"{variant} takes {shared} bytes on sm_{architecture}"

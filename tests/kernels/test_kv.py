@@ -1,87 +1,141 @@
-"""Writing and committing keys and values: exactly the slots that are named, all at once."""
+"""Writing and committing keys and values: exactly the slots that are meant, all at once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from triton_interpreter import DEVICE, GPU_MARKS
 
+from kernels.gpu import kv as gpu_kv
 from kernels.kv_commit import kv_commit
 from kernels.kv_write import kv_write
 
 PLANES, BLOCKS, BLOCK, HEADS, DIM = 4, 6, 3, 2, 5
 SLOTS = BLOCKS * BLOCK
+Write = Callable[..., None]
+WRITERS = [
+    pytest.param(kv_write, id="reference"),
+    pytest.param(gpu_kv.write, id="kernel", marks=GPU_MARKS),
+]
+COMMITTERS = [
+    pytest.param(kv_commit, id="reference"),
+    pytest.param(gpu_kv.commit, id="kernel", marks=GPU_MARKS),
+]
 
 
-@settings(deadline=None, max_examples=50)
-@given(slots=st.lists(st.integers(0, SLOTS - 1), unique=True, max_size=SLOTS), seed=st.integers(0))
-def test_write_fills_its_slots_and_no_other(slots: list[int], seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed % 2**31)
-    cache = torch.randn(BLOCKS, BLOCK, HEADS, DIM, generator=generator)
-    before = cache.clone()
-    rows = torch.randn(len(slots), HEADS, DIM, generator=generator)
-    kv_write(cache, rows, torch.tensor(slots, dtype=torch.int64))
-    for slot in range(SLOTS):
-        place = (slot // BLOCK, slot % BLOCK)
-        expected = rows[slots.index(slot)] if slot in slots else before[place]
-        assert torch.equal(cache[place], expected)
+class Guarded:
+    """A tensor inside a larger one whose other numbers must never change."""
+
+    def __init__(self, *shape: int) -> None:
+        size, zone = int(np.prod(shape)), 4096
+        self._all = torch.randn(size + 2 * zone, device=DEVICE)
+        self._before = self._all.clone()
+        self._inside = slice(zone, zone + size)
+        self.inner = self._all[self._inside].view(shape)
+
+    @property
+    def is_intact(self) -> bool:
+        changed = self._all != self._before
+        changed[self._inside] = False
+        return not bool(changed.any())
 
 
-def test_write_takes_rows_that_are_not_contiguous() -> None:
-    """As they come from the model: heads before rows, transposed."""
-    cache = torch.zeros(BLOCKS, BLOCK, HEADS, DIM)
-    rows = torch.randn(HEADS, 4, DIM).transpose(0, 1)
-    kv_write(cache, rows, torch.tensor([16, 0, 7, 3]))
-    assert torch.equal(cache.flatten(0, 1)[[16, 0, 7, 3]], rows)
+@settings(deadline=None, max_examples=15)
+@given(slots=st.lists(st.integers(0, SLOTS - 1), unique=True, max_size=SLOTS))
+@pytest.mark.parametrize("write", WRITERS)
+def test_write_fills_its_slots_and_no_other(write: Write, slots: list[int]) -> None:
+    """Rows are not contiguous, as they come from the model: heads before rows, transposed."""
+    caches = [Guarded(BLOCKS, BLOCK, HEADS, DIM) for _ in range(2)]
+    rows = [torch.randn(HEADS, len(slots), DIM, device=DEVICE).transpose(0, 1) for _ in range(2)]
+    expected = [cache.inner.flatten(0, 1).clone() for cache in caches]
+    for flat, own in zip(expected, rows, strict=True):
+        flat[slots] = own
+    write(*(cache.inner for cache in caches), *rows, torch.tensor(slots, device=DEVICE).long())
+    for cache, flat in zip(caches, expected, strict=True):
+        assert torch.equal(cache.inner.flatten(0, 1), flat)
+        assert cache.is_intact
 
 
-def commit_one_by_one(cache: torch.Tensor, source: list[int], target: list[int]) -> torch.Tensor:
-    before = cache.clone()
-    after = cache.clone()
-    for s, t in zip(source, target, strict=True):
-        after[:, t] = before[:, s]
-    return after
+@pytest.mark.parametrize("write", WRITERS[1:])
+def test_the_kernel_leaves_out_slots_that_do_not_exist(write: Write) -> None:
+    caches = [Guarded(BLOCKS, BLOCK, HEADS, DIM) for _ in range(2)]
+    before = caches[0].inner.clone()
+    rows = torch.randn(3, HEADS, DIM, device=DEVICE)
+    slots = torch.tensor([-1, SLOTS, SLOTS + 7], device=DEVICE)
+    write(caches[0].inner, caches[1].inner, rows, rows, slots)
+    assert caches[0].is_intact
+    assert caches[1].is_intact
+    assert torch.equal(caches[0].inner, before)
 
 
-@settings(deadline=None, max_examples=80)
+class Accepted:
+    """Trees over scattered slots, and a path of any length through each."""
+
+    def __init__(self, seed: int, sizes: list[int], max_depth: int) -> None:
+        rng = np.random.default_rng(seed)
+        rows = [size + 1 for size in sizes]
+        self.slots = rng.permutation(SLOTS)[: sum(rows)]
+        self.first_rows = np.concatenate(([0], np.cumsum(rows)))
+        self.lengths = np.asarray([rng.integers(0, min(size, max_depth) + 1) for size in sizes])
+        self.paths = np.zeros((len(sizes), max_depth), np.int64)
+        for path, size, length in zip(self.paths, sizes, self.lengths, strict=True):
+            path[:length] = 1 + np.sort(rng.choice(size, length, replace=False))
+            # What lies beyond the length must not matter, whatever it is.
+            path[length:] = rng.integers(-(10**6), 10**6, max_depth - length)
+
+    def commit(self, function: Write, cache: torch.Tensor) -> None:
+        arrays = (self.slots, self.first_rows, self.paths, self.lengths)
+        function(cache, *(torch.from_numpy(array).to(DEVICE) for array in arrays))
+
+    def expected(self, before: torch.Tensor) -> torch.Tensor:
+        after = before.clone()
+        for first, path, length in zip(self.first_rows, self.paths, self.lengths, strict=False):
+            for place, row in enumerate(path[:length], start=1):
+                after[:, self.slots[first + place]] = before[:, self.slots[first + row]]
+        return after
+
+
+@settings(deadline=None, max_examples=25)
 @given(
-    target=st.lists(st.integers(0, SLOTS - 1), unique=True, max_size=SLOTS),
-    data=st.data(),
+    seed=st.integers(0, 10_000),
+    sizes=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    max_depth=st.integers(1, 6),
 )
-def test_commit_moves_all_at_once(target: list[int], data: st.DataObject) -> None:
-    source = data.draw(
-        st.lists(st.integers(0, SLOTS - 1), min_size=len(target), max_size=len(target))
-    )
-    cache = torch.randn(PLANES, SLOTS, HEADS, DIM)
-    expected = commit_one_by_one(cache, source, target)
-    kv_commit(cache, torch.tensor(source, dtype=torch.int64), torch.tensor(target).long())
-    assert torch.equal(cache, expected)
+@pytest.mark.parametrize("commit", COMMITTERS)
+def test_accepted_rows_arrive_whole_and_nothing_else_changes(
+    commit: Write, seed: int, sizes: list[int], max_depth: int
+) -> None:
+    accepted, cache = Accepted(seed, sizes, max_depth), Guarded(PLANES, SLOTS, HEADS, DIM)
+    expected = accepted.expected(cache.inner)
+    accepted.commit(commit, cache.inner)
+    assert torch.equal(cache.inner, expected)
+    assert cache.is_intact
 
 
-def test_an_accepted_path_that_overlaps_its_place_arrives_whole() -> None:
-    """Rows 2, 3, 5 of a tree at slot 4 move to 5, 6, 7: row 3's source is row 2's target's
-    neighbour. Copying one after another would still be right here, backwards it would not."""
-    cache = torch.arange(SLOTS, dtype=torch.float32).view(1, SLOTS, 1, 1).clone()
-    kv_commit(cache, torch.tensor([6, 7, 9]), torch.tensor([5, 6, 7]))
+@pytest.mark.parametrize("commit", COMMITTERS)
+def test_a_path_that_overlaps_its_place(commit: Write) -> None:
+    """Rows 2, 3, 5 of a tree at slot 4: row 3 goes where row 2 was read from."""
+    cache = torch.arange(SLOTS, dtype=torch.float32, device=DEVICE).view(1, SLOTS, 1, 1).clone()
+    accepted = Accepted(0, [5], 3)
+    accepted.slots, accepted.paths[0], accepted.lengths[0] = np.arange(4, 10), [2, 3, 5], 3
+    accepted.commit(commit, cache)
     assert cache.flatten().tolist()[4:10] == [4, 6, 7, 9, 8, 9]
+    # The control: the other way round, a value is overwritten before it is read.
+    smeared = torch.arange(SLOTS)
+    for source, target in reversed([(6, 5), (7, 6), (9, 7)]):
+        smeared[target] = smeared[source]
+    assert smeared.tolist()[4:10] != [4, 6, 7, 9, 8, 9]
 
 
-def test_in_place_updates_would_break_an_overlap() -> None:
-    """The control for `all at once`: a chain of moves done one by one smears one value."""
-    cache = torch.arange(5.0).view(1, 5, 1, 1).clone()
-    source, target = [0, 1, 2], [1, 2, 3]
-    smeared = cache.clone()
-    for s, t in zip(source, target, strict=True):
-        smeared[:, t] = smeared[:, s]
-    kv_commit(cache, torch.tensor(source), torch.tensor(target))
-    assert cache.flatten().tolist() == [0, 0, 1, 2, 4]
-    assert smeared.flatten().tolist() == [0, 0, 0, 0, 4]
-
-
-def test_no_moves_change_nothing() -> None:
-    cache = torch.randn(PLANES, SLOTS, HEADS, DIM)
-    before = cache.clone()
-    nothing = torch.empty(0, dtype=torch.int64)
-    kv_commit(cache, nothing, nothing)
-    kv_write(cache[0].view(BLOCKS, BLOCK, HEADS, DIM), torch.empty(0, HEADS, DIM), nothing)
-    assert torch.equal(cache, before)
+@pytest.mark.parametrize("commit", COMMITTERS[1:])
+@pytest.mark.parametrize("row", [10**9, -(10**9)])
+def test_the_kernel_stays_inside_whatever_the_paths(commit: Write, row: int) -> None:
+    accepted, cache = Accepted(3, [4, 2], 5), Guarded(PLANES, SLOTS, HEADS, DIM)
+    accepted.paths[:], accepted.lengths[:] = row, [7, 9]
+    accepted.commit(commit, cache.inner)
+    assert cache.is_intact

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,12 +87,14 @@ def emit(
 ) -> tuple[list[int], list[int]]:  # fmt: skip
     """(accepted rows, emitted tokens) of one step; `shift` plants a wrong position of uniforms
     below the root."""
-    tree = trees[index]
-    drawn = np.asarray(
-        [target.draw((*context, *path), shift if path else 0) for path in paths(tree)], np.int64
-    )
-    rows, bonus = match(build(trees), index, drawn)
-    return rows, [*(tree[row - 1][0] for row in rows), bonus]
+    drawn = [
+        target.draw((*context, *path), shift if path else 0)
+        for tree in trees
+        for path in paths(tree)
+    ]
+    walk = match(build(trees), torch.tensor(drawn))
+    rows = walk.paths[index, : walk.lengths[index]].tolist()
+    return rows, [*(trees[index][row - 1][0] for row in rows), int(walk.bonus[index])]
 
 
 @settings(deadline=None, max_examples=200)
@@ -149,5 +152,8 @@ def test_a_uniform_one_position_off_changes_answers() -> None:
     assert disagreements(-1) > 10
 
 
-def test_an_empty_tree_gives_the_root_token() -> None:
-    assert match(Forest.empty(2), 1, np.asarray([3])) == ([], 3)
+def test_empty_trees_give_the_roots_tokens() -> None:
+    walk = match(Forest.empty(2), torch.tensor([4, 3]))
+    assert walk.paths.shape == (2, 0)
+    assert walk.lengths.tolist() == [0, 0]
+    assert walk.bonus.tolist() == [4, 3]

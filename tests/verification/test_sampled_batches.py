@@ -75,7 +75,7 @@ def test_a_tree_fares_the_same_alone_and_in_a_batch(rule: str) -> None:
         p, q = laws(rng, sum(sizes)), laws(rng, sum(sizes))
         together = SampledTrees.of(batch_of(drawn), p, q)
         verdict = SAMPLED_RULES[rule](together, chooser_for(list(range(9))))
-        walked = verdict.drawn(together)
+        walk = match(together.draws.forest, torch.from_numpy(verdict.drawn(together)))
         first = 0
         for i, (tree, size) in enumerate(zip(drawn, sizes, strict=True)):
             own = slice(first, first + size)
@@ -84,9 +84,9 @@ def test_a_tree_fares_the_same_alone_and_in_a_batch(rule: str) -> None:
             assert int(one.last[0]) == int(verdict.last[i]) - first
             assert int(one.bonus[0]) == int(verdict.bonus[i])
             # What match is told makes it walk the same way, and stop where the rule did.
-            path, bonus = match(together.draws.forest, i, walked[own])
-            assert (path[-1] if path else 0) == int(one.last[0])
-            assert bonus == int(one.bonus[0])
+            path = [0, *walk.paths[i, : walk.lengths[i]].tolist()]
+            assert path[-1] == int(one.last[0])
+            assert int(walk.bonus[i]) == int(one.bonus[0])
             first += size
 
 
