@@ -46,6 +46,10 @@ def sample(
 ) -> torch.Tensor:
     """Token per row [R] from logits [R, V]; temperatures, top_ps, min_ps, uniforms [R] float64,
     top_ks [R] int64 (0: no limit). Rows of temperature 0 take the arg-max."""
+    if logits.is_cuda:
+        from kernels.gpu.sample import sample as sample_on_gpu
+
+        return sample_on_gpu(logits, temperatures, top_ps, top_ks, min_ps, uniforms)
     greedy = logits.argmax(dim=-1)
     is_greedy = temperatures == 0
     if bool(is_greedy.all()):
