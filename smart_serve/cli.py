@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from smart_serve.client import chat_body, data_url, delta_text, get_json, stream_chat
 from smart_serve.errors import SmartServeError
@@ -21,14 +21,23 @@ _COLUMNS: tuple[str, ...] = (
 
 _COMMANDS = {
     "bench": ("smart_serve.bench.command", "measure policies against each other"),
+    "profile": ("smart_serve.bench.profile", "measure, keep and show what steps cost here"),
     "simulate": ("smart_serve.bench.simulate", "policies over synthetic devices and drafters"),
 }
 """Commands that live elsewhere: module with `add_arguments(parser)` and `run(options)`, summary."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong with an option in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status is 0, or 1 after an error that was told."""
-    parser = argparse.ArgumentParser(prog="smart-serve", description=__doc__)
+    """Runs one command; the exit status is 0, or 1 after an error that was told. An option that
+    makes no sense ends the process with 2."""
+    parser = _Parser(prog="smart-serve", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_ask(commands)
     _add_status(commands)
@@ -55,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _add_ask(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_ask(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser = commands.add_parser("ask", help="ask about a picture, or just ask")
     parser.add_argument("text", help="the question")
     parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE")
@@ -92,7 +101,7 @@ def _ask(options: argparse.Namespace) -> None:
         )
 
 
-def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_status(commands: argparse._SubParsersAction[_Parser]) -> None:
     parser = commands.add_parser("status", help="show the load of every target replica")
     parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
     parser.set_defaults(run=_status)

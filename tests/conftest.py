@@ -6,7 +6,6 @@ import triton_interpreter  # noqa: F401
 
 # isort: split
 import os
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,9 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-# Before anything starts a process: no test reads or writes the user's measured costs.
-_COSTS = tempfile.TemporaryDirectory(prefix="smart-serve-costs-")
-os.environ["SMART_SERVE_COSTS"] = _COSTS.name
+# Before anything starts a process: no test reads or writes the user's measured costs. What one run
+# of the tests has measured serves the next one, until the code that is measured changes.
+os.environ["SMART_SERVE_COSTS"] = str(Path(__file__).parent.parent / ".pytest_cache" / "costs")
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def requests() -> list[Request]:
     return [
         {"prompt": PLAIN_QUESTIONS[i // 4 % len(PLAIN_QUESTIONS)]}
         if i % 4 == 3
-        else {"prompt": question.text, "images": [question.picture]}
+        else {"prompt": question.text, "images": list(question.pictures)}
         for i, question in enumerate(questions)
     ]
 

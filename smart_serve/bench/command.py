@@ -1,24 +1,52 @@
-"""`smart-serve bench`: policies × batch sizes, interleaved so that noise hurts all alike."""
+"""`smart-serve bench`: policies × batch sizes × temperatures, in this process or over HTTP."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
-from smart_serve.bench.figures import Machine, Report, Row, Sample, command_line, summarise
+from smart_serve.bench import options
+from smart_serve.bench.figures import Load, Machine, Report, Row, Sample
+from smart_serve.bench.oracle import TREES
 from smart_serve.bench.over_http import HttpBench
-from smart_serve.bench.workload import Question, picture_questions
+from smart_serve.bench.report import page
+from smart_serve.bench.rounds import Contest, Runner, shown
+from smart_serve.bench.workload import Question, picture_questions, read_workload
 
 TRANSFORMERS = "transformers"
 """The name of `generate` among the policies."""
+POOL = 96
+"""Least picture questions to choose from: each round takes the next ones."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
+    add_model_arguments(parser)
+    parser.add_argument("--url", help="measure a running server over HTTP instead")
+    parser.add_argument(
+        "--policies", type=options.policies_and_generate, default="off,eagle2,smart,transformers"
+    )
+    parser.add_argument(
+        "--batch", type=options.batches, default="1,4,16", help="requests at a time (%(default)s)"
+    )
+    parser.add_argument("--temperature", type=options.temperatures, default="0")
+    parser.add_argument("--rounds", type=options.count, default=5, help="(%(default)s)")
+    text = "least questions of one run (%(default)s); it is three times the batch or more"
+    parser.add_argument("--requests", type=options.count, default=6, help=text)
+    text = 'JSON lines {"prompt": …, "images": [files], "max_tokens": …} instead of our questions'
+    parser.add_argument("--workload", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--seed", type=int, default=7, help="of our questions (%(default)s)")
+    text = "also the best fixed tree in hindsight, for each batch"
+    parser.add_argument("--oracle", action="store_true", help=text)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to it")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a page with plots to it")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is loaded, and where to."""
     parser.add_argument("--model", default="bundled", help='"bundled" or a model folder')
     parser.add_argument(
         "--drafter",
@@ -27,101 +55,115 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--url", help="measure a running server over HTTP instead")
-    parser.add_argument("--policies", default="off,eagle2,smart,transformers")
-    parser.add_argument("--batch", default="1,4,16", help="batch sizes (clients, with --url)")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--requests", type=int, default=24, help="questions per policy and round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print a table, write the JSON."""
-    policies = args.policies.split(",")
-    batches = [int(batch) for batch in args.batch.split(",")]
-    if "off" not in policies:
-        print("the speedups are against off: it must be among --policies", file=sys.stderr)
-        return 2
-    questions = picture_questions(args.requests, args.seed)
-    if args.url:
-        policies = [policy for policy in policies if policy != TRANSFORMERS]
-    runner = _http(args, questions) if args.url else _in_process(args, questions, policies)
-    rows = [row for batch in batches for row in _measure(args, runner, policies, batch)]
-    report = Report(command_line(), Machine.this(args.device), tuple(rows))
+    """Measure, print a table, write JSON and page."""
+    contest = Contest(
+        policies=tuple(p for p in args.policies if not (args.url and p == TRANSFORMERS)),
+        trees=TREES if args.oracle else (),
+        rounds=args.rounds,
+        requests=args.requests,
+    )
+    questions = _questions(args, contest)
+    runner = HttpBench(args.url, questions) if args.url else _InProcess(args, contest, questions)
+    rows = [
+        row
+        for temperature in args.temperature
+        for batch in args.batch
+        for row in _hold(contest, runner, contest.load(batch, temperature))
+    ]
+    report = Report(
+        command=" ".join(["smart-serve", *sys.argv[1:]]),
+        machine=Machine.this(args.url or args.device),
+        workload=str(args.workload) if args.workload else f"picture questions, seed {args.seed}",
+        rows=tuple(rows),
+        calibration=runner.engine.calibrations() if isinstance(runner, _InProcess) else None,
+        costs=runner.engine.costs if isinstance(runner, _InProcess) else None,
+    )
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        _write(args.json, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+    if args.report:
+        _write(args.report, page(report, contest.policies).encode())
     return 0
 
 
-class _Runner(Protocol):
-    """Runs one policy once over the workload."""
+class _InProcess:
+    """The engine, and `generate` where it takes part."""
 
-    def run(self, policy: str, batch: int, temperature: float) -> Sample: ...
+    def __init__(
+        self, args: argparse.Namespace, contest: Contest, questions: list[Question]
+    ) -> None:
+        # Loaded here: measuring a server over HTTP needs neither torch nor a model.
+        from smart_serve.bench.generate import GenerateBench
+        from smart_serve.bench.in_process import EngineBench
+        from smart_serve.llm import LLM
+
+        llm = LLM(
+            args.model,
+            args.drafter,
+            dtype=args.dtype,
+            device=args.device,
+            progress=True,
+            max_running=max(64, *args.batch),
+        )
+        self.engine = EngineBench(llm, questions)
+        takes_part = TRANSFORMERS in contest.policies
+        self._generate = GenerateBench(llm, questions) if takes_part else None
+
+    def run(self, policy: str, load: Load, first: int) -> Sample:
+        if policy == TRANSFORMERS:
+            assert self._generate is not None
+            return self._generate.run(load, first)
+        return self.engine.run(policy, load, first)
 
 
-def _http(args: argparse.Namespace, questions: list[Question]) -> _Runner:
-    return HttpBench(args.url, questions)
+def _questions(args: argparse.Namespace, contest: Contest) -> list[Question]:
+    if args.workload:
+        return read_workload(args.workload)
+    most = max(contest.load(batch, 0.0).requests for batch in args.batch)
+    return picture_questions(max(POOL, most), args.seed)
 
 
-def _in_process(
-    args: argparse.Namespace, questions: list[Question], policies: list[str]
-) -> _Runner:
-    # Loaded here: measuring a server over HTTP needs neither torch nor a model.
-    from smart_serve.bench.in_process import EngineBench, TransformersBench
-    from smart_serve.llm import LLM
+def _hold(contest: Contest, runner: Runner, load: Load) -> list[Row]:
+    def told(what: str) -> None:
+        line = f"batch {load.batch}, {load.requests} questions a run: {what}"
+        print(f"\r{line:<70}", end="", file=sys.stderr, flush=True)
 
-    llm = LLM(args.model, args.drafter, dtype=args.dtype, device=args.device, progress=True)
-    engine = EngineBench(llm, questions)
-    rival = TransformersBench(llm, questions) if TRANSFORMERS in policies else None
-
-    class InProcess:
-        def run(self, policy: str, batch: int, temperature: float) -> Sample:
-            if policy == TRANSFORMERS:
-                assert rival is not None
-                return rival.run(batch, temperature)
-            return engine.run(policy, batch, temperature)
-
-    return InProcess()
-
-
-def _measure(
-    args: argparse.Namespace, runner: _Runner, policies: list[str], batch: int
-) -> list[Row]:
-    """Rounds of all policies, one after another within a round; the first round warms up."""
-    samples: dict[str, list[Sample]] = {policy: [] for policy in policies}
-    for round_number in range(args.rounds + 1):
-        # Another order in every round: no policy always runs after the same neighbour.
-        shift = round_number % len(policies)
-        for policy in policies[shift:] + policies[:shift]:
-            sample = runner.run(policy, batch, args.temperature)
-            if round_number > 0:
-                samples[policy].append(sample)
-            print(f"\rbatch {batch}: round {round_number} {policy:<14}", end="", file=sys.stderr)
-    print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
-    rows = [
-        summarise(policy, batch, args.temperature, samples[policy], samples["off"])
-        for policy in policies
-    ]
-    for row in rows:
+    rows = contest.hold(runner, load, told)
+    print("\r" + " " * 70 + "\r", end="", file=sys.stderr)
+    for row in shown(rows, contest.policies):
         print(_line(row), flush=True)
     return rows
 
 
 def _line(row: Row) -> str:
     spread = row.speedup
-    line = (
-        f"batch {row.batch:>3}  {row.policy:<13}{row.tokens_per_s:>8.0f} tokens/s"
-        f"  {spread.median:>5.2f}x off ({spread.p10:.2f}-{spread.p90:.2f})"
-    )
-    if row.tokens_per_step == 0:
-        return line
-    line += (
-        f"  {row.tokens_per_step:>5.2f} tokens/step  {row.nodes_per_step:>5.1f} nodes/step"
-        f"  draft {row.draft_share:>4.0%} verify {row.verify_share:>4.0%}"
-    )
-    if row.predicted_over_measured > 0:
-        line += f"  predicted/measured {row.predicted_over_measured:.2f}"
-    return line
+    parts = [
+        f"batch {row.batch:>3}  {row.policy:<15}{row.tokens_per_s:>8.0f} tokens/s",
+        f"{spread.median:>5.2f}x off ({spread.p10:.2f}-{spread.p90:.2f})",
+    ]
+    if row.temperature:
+        parts[0] = f"T {row.temperature:g}  {parts[0]}"
+    if row.tree:
+        parts.append(f"with {row.tree}")
+    elif row.of_oracle:
+        parts.append(f"{row.of_oracle.median:>4.0%} of oracle")
+    if row.tokens_per_step:
+        parts.append(f"{row.tokens_per_step:.2f} tokens/step  {row.nodes_per_step:.1f} nodes/step")
+    if row.time_shares:
+        shares = row.time_shares
+        parts.append(f"draft {shares.draft:.0%} verify {shares.verify:.0%}")
+    if row.controller_ms is not None and row.time_shares:
+        parts.append(f"controller {row.controller_ms:.2f} ms ({row.time_shares.controller:.1%})")
+    if row.prediction:
+        parts.append(
+            f"predicted/measured {row.prediction.median:.2f}, "
+            f"{row.prediction.within_15_percent:.0%} within 15 %"
+        )
+    return "  ".join(parts)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

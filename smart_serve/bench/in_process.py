@@ -1,133 +1,217 @@
-"""Throughput of the engine in this process, and of transformers' own `generate` beside it."""
+"""Figures of the engine in this process."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
+import msgspec.structs
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import LlavaForConditionalGeneration
 
-from smart_serve.bench.figures import Sample
+from smart_serve.bench.clocked import ClockedController, ClockedDrafter, ReliabilityCount
+from smart_serve.bench.figures import Calibrations, Costs, Load, Sample, TimeSplit
 from smart_serve.bench.workload import Question
+from smart_serve.engine.emission import Emission
+from smart_serve.engine.engine import Engine
 from smart_serve.engine.sequence import Sequence as EngineSequence
 from smart_serve.llm import LLM
 from smart_serve.messages import GenerateRequest, SamplingParams
-from vision.image import decode_image, image_from_pil
-from vision.pixels import PixelProcessor
+from smart_serve.speculation.controller import StepObservation
+from vision.image import image_from_pil
 
-MAX_TOKENS = 128
+Features = list[NDArray[np.float32]]
 
 
 class EngineBench:
-    """Runs a fixed list of questions through one engine, `batch` at a time."""
+    """Runs questions through one engine, in a closed loop.
+
+    Every policy has a controller of its own, which learns from that policy's steps alone, as it
+    would if nothing else were served.
+    """
 
     def __init__(self, llm: LLM, questions: Sequence[Question]) -> None:
-        self._llm = llm
-        self._work: list[tuple[GenerateRequest, list[NDArray[np.float32]]]] = []
+        self._engine = llm.engine
+        self._drafter = None
+        if llm.engine.drafting.drafter is not None:
+            self._drafter = ClockedDrafter(llm.engine.drafting.drafter)
+            llm.engine.set_drafter(self._drafter)
+        self._controllers: dict[str, ClockedController] = {}
+        self._reliability = ReliabilityCount()
+        self._work: list[tuple[GenerateRequest, Features]] = []
         for i, question in enumerate(questions):
-            image = image_from_pil(question.picture, llm.limits)
-            prompt = llm.prompts.build_raw(question.text, [image])
+            images = [image_from_pil(picture, llm.limits) for picture in question.pictures]
+            prompt = llm.prompts.build_raw(question.text, images)
             request = GenerateRequest(
-                request_id=str(i), token_ids=prompt.token_ids, image_spans=prompt.image_spans
+                request_id=str(i),
+                token_ids=prompt.token_ids,
+                image_spans=prompt.image_spans,
+                sampling=SamplingParams(max_tokens=question.max_tokens, seed=i),
             )
             # Pictures are encoded beforehand: every policy pays the same for them.
-            self._work.append((request, llm.encode([image])))
+            self._work.append((request, llm.encode(images)))
 
-    def run(self, policy: str, batch: int, temperature: float) -> Sample:
-        """Keep `batch` requests running until all are done."""
-        engine, pending = self._llm.engine, list(enumerate(self._work))[::-1]
-        running: list[EngineSequence] = []
-        steps = nodes = sequence_steps = 0
-        draft_ms = verify_ms = step_ms = predicted_ms = 0.0
-        tokens = 0
-        clock = time.perf_counter()
-        while pending or running:
-            while pending and len(running) < batch:
-                index, (request, features) = pending.pop()
-                running.append(engine.add(_with(request, policy, temperature, index), features))
-            engine.step()
-            seen = engine.last_step
-            if seen is not None:
-                steps, nodes = steps + 1, nodes + seen.forest.num_nodes
-                sequence_steps += seen.batch
-                draft_ms += sum(seen.layer_ms)
-                verify_ms += seen.verify_ms
-                step_ms += seen.step_ms
-                predicted_ms += engine.controller.predicted_step_ms(seen)
-            tokens += sum(s.num_generated for s in running if s.finish_reason is not None)
-            running = [s for s in running if s.finish_reason is None]
+    @property
+    def costs(self) -> Costs:
+        drafter = self._drafter
+        return Costs(self._engine.costs, drafter.info.layer_cost if drafter else None)
+
+    def calibrations(self) -> Calibrations | None:
+        """What `smart` said of its draft tokens, and what became of them."""
+        return self._reliability.result()
+
+    def run(self, policy: str, load: Load, first: int) -> Sample:
+        """Answer `load.requests` questions, from number `first` on; `_ClosedLoop` says what of it
+        is counted."""
+        controller = self._take(policy)
+        places = [(first + i) % len(self._work) for i in range(load.requests)]
+        loop = _ClosedLoop(self._engine, load.batch, self._requests(places, policy, load))
+        tally = _Tally(controller, self._drafter)
+        while loop.refill():
+            tally.reset_clocks()
+            self._engine.last_step = None
+            clock = time.perf_counter()
+            emissions = self._engine.step()
+            now = time.perf_counter()
+            if loop.is_steady:
+                seen = self._engine.last_step
+                tally.add(1e3 * (now - clock), emissions, seen)
+                if policy == "smart" and seen is not None:
+                    self._reliability.add(seen)
+            loop.take(emissions, now)
+        return tally.sample(loop)
+
+    def _take(self, policy: str) -> ClockedController:
+        if policy not in self._controllers:
+            self._controllers[policy] = ClockedController(
+                self._engine.config.speculation,
+                self._engine.costs,
+                self._drafter.info.layer_cost if self._drafter else None,
+                self._engine.model.eos_token_ids,
+            )
+        controller = self._controllers[policy]
+        self._engine.set_controller(controller)
+        return controller
+
+    def _requests(
+        self, places: Sequence[int], policy: str, load: Load
+    ) -> Iterator[tuple[GenerateRequest, Features]]:
+        for place in places:
+            request, features = self._work[place]
+            sampling = msgspec.structs.replace(
+                request.sampling, policy=policy, temperature=load.temperature
+            )
+            yield msgspec.structs.replace(request, sampling=sampling), features
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request under way; times in seconds of the process's clock."""
+
+    sequence: EngineSequence
+    was_steady: bool
+    last_s: float = field(default_factory=time.perf_counter)
+    """When it came, or when its newest tokens did."""
+
+
+class _ClosedLoop:
+    """Keeps `batch` requests running for as long as there are questions.
+
+    Steady is the part between two ends: after the first prompts are in, and before a place stays
+    empty. Only that part is counted, for at the ends the batch is not what it is said to be.
+    """
+
+    def __init__(
+        self, engine: Engine, batch: int, work: Iterator[tuple[GenerateRequest, Features]]
+    ) -> None:
+        self._engine, self._batch, self._work = engine, batch, work
+        self._live: dict[int, _Live] = {}
+        self._first: list[EngineSequence] = []
+        self.is_steady = False
+        self.first_token_ms: list[float] = []
+        self.between_tokens_ms: list[float] = []
+
+    def refill(self) -> bool:
+        """Fill the free places. False: no question is left for one; what still runs is dropped."""
+        while len(self._live) < self._batch:
+            work = next(self._work, None)
+            if work is None:
+                for live in self._live.values():
+                    self._engine.abort(live.sequence)
+                return False
+            sequence = self._engine.add(*work)
+            self._live[sequence.id] = _Live(sequence, self.is_steady)
+            if len(self._first) < self._batch:
+                self._first.append(sequence)
+        self.is_steady = self.is_steady or all(s.num_generated > 0 for s in self._first)
+        return True
+
+    def take(self, emissions: Sequence[Emission], now_s: float) -> None:
+        """Note when the tokens came, and free the places of what has ended."""
+        for emission in emissions:
+            sequence, count = emission.sequence, len(emission.token_ids)
+            live = self._live[sequence.id]
+            if count and self.is_steady:
+                waited_ms = 1e3 * (now_s - live.last_s)
+                if sequence.num_generated > count:
+                    self.between_tokens_ms += [waited_ms / count] * count
+                elif live.was_steady:
+                    self.first_token_ms.append(waited_ms)
+            live.last_s = now_s
+            if sequence.finish_reason is not None:
+                del self._live[sequence.id]
+
+
+class _Tally:
+    """Sums over the steady steps."""
+
+    def __init__(self, controller: ClockedController, drafter: ClockedDrafter | None) -> None:
+        self._controller, self._drafter = controller, drafter
+        self._tokens = self._steps = self._nodes = self._sequence_steps = 0
+        self._time_ms = TimeSplit()
+        self._ratios: list[float] = []
+
+    def reset_clocks(self) -> None:
+        """Before a step."""
+        self._controller.reset()
+        if self._drafter is not None:
+            self._drafter.reset()
+
+    def add(
+        self, step_ms: float, emissions: Sequence[Emission], seen: StepObservation | None
+    ) -> None:
+        """After a step; `seen` is None where no sequence was decoding."""
+        self._tokens += sum(len(emission.token_ids) for emission in emissions)
+        proposing_ms, policy_ms, draft_ms, verify_ms = 0.0, 0.0, 0.0, 0.0
+        if self._drafter is not None:
+            proposing_ms, policy_ms = self._drafter.spent_ms, self._drafter.policy_ms
+        if seen is not None:
+            self._steps += 1
+            self._nodes += seen.forest.num_nodes
+            self._sequence_steps += seen.batch
+            draft_ms, verify_ms = sum(seen.layer_ms), seen.verify_ms
+            if self._controller.predicted_ms is not None:
+                self._ratios.append(self._controller.predicted_ms / seen.step_ms)
+        controller_ms = self._controller.spent_ms + policy_ms
+        wire_ms = max(0.0, proposing_ms - draft_ms - policy_ms)
+        self._time_ms += TimeSplit(
+            draft=draft_ms,
+            wire=wire_ms,
+            verify=verify_ms,
+            controller=controller_ms,
+            other=max(0.0, step_ms - draft_ms - wire_ms - verify_ms - controller_ms),
+        )
+
+    def sample(self, loop: _ClosedLoop) -> Sample:
         return Sample(
-            tokens=tokens,
-            elapsed_s=time.perf_counter() - clock,
-            steps=steps,
-            nodes=nodes,
-            sequence_steps=sequence_steps,
-            draft_ms=draft_ms,
-            verify_ms=verify_ms,
-            step_ms=step_ms,
-            predicted_ms=predicted_ms,
+            tokens=self._tokens,
+            elapsed_s=1e-3 * self._time_ms.total,
+            steps=self._steps,
+            nodes=self._nodes,
+            sequence_steps=self._sequence_steps,
+            time_ms=self._time_ms,
+            predicted_over_measured=tuple(self._ratios),
+            first_token_ms=tuple(loop.first_token_ms),
+            between_tokens_ms=tuple(loop.between_tokens_ms),
         )
-
-
-class TransformersBench:
-    """The same questions through `generate`: static batches, left-padded, SDPA attention."""
-
-    def __init__(self, llm: LLM, questions: Sequence[Question]) -> None:
-        folder = llm.folder
-        self._model = LlavaForConditionalGeneration.from_pretrained(
-            folder, dtype=getattr(torch, llm.config.dtype), attn_implementation="sdpa"
-        ).to(llm.config.device)
-        self._eos = sorted(llm.engine.model.eos_token_ids)
-        self._device = llm.config.device
-        processor = PixelProcessor.from_folder(folder)
-        self._work = []
-        for question in questions:
-            image = image_from_pil(question.picture, llm.limits)
-            prompt = llm.prompts.build_raw(question.text, [image])
-            self._work.append((prompt.token_ids, processor(decode_image(image))["pixel_values"][0]))
-
-    @torch.inference_mode()
-    def run(self, batch: int, temperature: float) -> Sample:
-        """Greedy, or sampled at `temperature`; only tokens up to the end of each answer count."""
-        tokens, clock = 0, time.perf_counter()
-        for first in range(0, len(self._work), batch):
-            tokens += self._generate(self._work[first : first + batch], temperature)
-        return Sample(tokens=tokens, elapsed_s=time.perf_counter() - clock)
-
-    def _generate(
-        self, work: Sequence[tuple[tuple[int, ...], torch.Tensor]], temperature: float
-    ) -> int:
-        width = max(len(ids) for ids, _ in work)
-        padded = torch.tensor([[self._eos[0]] * (width - len(ids)) + list(ids) for ids, _ in work])
-        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _ in work])
-        sampled = {"do_sample": True, "temperature": temperature} if temperature else {}
-        output = self._model.generate(
-            input_ids=padded.to(self._device),
-            attention_mask=mask.to(self._device),
-            pixel_values=torch.stack([pixels for _, pixels in work]).to(self._device),
-            max_new_tokens=MAX_TOKENS,
-            pad_token_id=self._eos[0],
-            **(sampled or {"do_sample": False}),
-        )
-        answers = output[:, width:].tolist()
-        return sum(_length(answer, self._eos) for answer in answers)
-
-
-def _with(request: GenerateRequest, policy: str, temperature: float, seed: int) -> GenerateRequest:
-    sampling = SamplingParams(
-        max_tokens=MAX_TOKENS, temperature=temperature, seed=seed, policy=policy
-    )
-    return GenerateRequest(
-        request_id=request.request_id,
-        token_ids=request.token_ids,
-        image_spans=request.image_spans,
-        sampling=sampling,
-    )
-
-
-def _length(answer: list[int], eos: list[int]) -> int:
-    ends = [i for i, token in enumerate(answer) if token in eos]
-    return ends[0] + 1 if ends else len(answer)

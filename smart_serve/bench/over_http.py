@@ -1,4 +1,4 @@
-"""Throughput of a running server over HTTP: streaming clients, one thread each."""
+"""Figures of a running server over HTTP: streaming clients, one thread each."""
 
 from __future__ import annotations
 
@@ -7,66 +7,96 @@ import io
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-from smart_serve.bench.figures import Sample
+from PIL import Image
+
+from smart_serve.bench.figures import Load, Sample, TimeSplit
 from smart_serve.bench.workload import Question
-from smart_serve.client import chat_body, get_json, stream_chat
+from smart_serve.client import chat_body, delta_text, get_json, stream_chat
 from smart_serve.errors import ServerError
 
-MAX_TOKENS = 128
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One answer as a client sees it."""
+
+    usage: dict[str, Any]
+    first_token_ms: float
+    rest_ms: float
+    """From the first text to the last."""
 
 
 class HttpBench:
-    """Sends the questions to one server, `batch` clients at a time."""
+    """Sends the questions to one server, `load.batch` clients at a time."""
 
     def __init__(self, url: str, questions: Sequence[Question]) -> None:
         self._url = url.rstrip("/")
         model = get_json(f"{self._url}/v1/models")["data"][0]["id"]
         self._bodies = [
-            chat_body(model, question.text, [_png_url(question)], max_tokens=MAX_TOKENS)
+            chat_body(
+                model,
+                question.text,
+                [_png_url(picture) for picture in question.pictures],
+                max_tokens=question.max_tokens,
+            )
             for question in questions
         ]
 
-    def run(self, policy: str, batch: int, temperature: float) -> Sample:
-        """All questions once; tokens as the server counts them in `usage`."""
+    def run(self, policy: str, load: Load, first: int) -> Sample:
+        """`load.requests` questions, from number `first` on; tokens as the server counts them."""
+        places = [(first + i) % len(self._bodies) for i in range(load.requests)]
+        fields = {"temperature": load.temperature, "speculation": {"policy": policy}}
         clock = time.perf_counter()
-        with ThreadPoolExecutor(batch) as clients:
+        with ThreadPoolExecutor(load.batch) as clients:
             jobs = [
-                clients.submit(
-                    self._ask,
-                    {
-                        **body,
-                        "temperature": temperature,
-                        "seed": seed,
-                        "speculation": {"policy": policy},
-                    },
-                )
-                for seed, body in enumerate(self._bodies)
+                clients.submit(self._ask, {**self._bodies[place], **fields, "seed": place})
+                for place in places
             ]
-            usages = [job.result() for job in jobs]
-        elapsed_s = time.perf_counter() - clock
-        return Sample(
-            tokens=sum(usage["completion_tokens"] for usage in usages),
-            elapsed_s=elapsed_s,
-            sequence_steps=sum(usage["speculation"]["target_steps"] for usage in usages),
-            nodes=sum(usage["speculation"]["drafted_tokens"] for usage in usages),
-            draft_ms=sum(usage["speculation"]["draft_ms"] for usage in usages),
-            verify_ms=sum(usage["speculation"]["verify_ms"] for usage in usages),
-            step_ms=sum(usage["speculation"]["decode_ms"] for usage in usages),
-        )
+            answers = [job.result() for job in jobs]
+        return _sample(answers, time.perf_counter() - clock)
 
-    def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer's usage."""
+    def _ask(self, body: dict[str, Any]) -> _Answer:
         usage: dict[str, Any] | None = None
+        began = time.perf_counter()
+        first = last = None
         for event in stream_chat(self._url, body):
             usage = event.get("usage") or usage
-        if usage is None:
-            raise ServerError("the stream ended without usage")
-        return usage
+            if delta_text(event):
+                last = time.perf_counter()
+                first = first or last
+        if usage is None or first is None or last is None:
+            raise ServerError("the stream ended without text or usage")
+        return _Answer(usage, 1e3 * (first - began), 1e3 * (last - first))
 
 
-def _png_url(question: Question) -> str:
+def _sample(answers: Sequence[_Answer], elapsed_s: float) -> Sample:
+    def total(name: str) -> float:
+        return float(sum(answer.usage["speculation"][name] for answer in answers))
+
+    draft_ms, verify_ms = total("draft_ms"), total("verify_ms")
+    gaps: list[float] = []
+    for answer in answers:
+        count = answer.usage["completion_tokens"] - 1
+        gaps += [answer.rest_ms / max(1, count)] * count
+    return Sample(
+        tokens=sum(answer.usage["completion_tokens"] for answer in answers),
+        elapsed_s=elapsed_s,
+        sequence_steps=int(total("target_steps")),
+        nodes=int(total("drafted_tokens")),
+        # The server counts shared time for each request, and the wire as drafting.
+        time_ms=TimeSplit(
+            draft=draft_ms,
+            verify=verify_ms,
+            other=max(0.0, total("decode_ms") - draft_ms - verify_ms),
+        ),
+        first_token_ms=tuple(answer.first_token_ms for answer in answers),
+        between_tokens_ms=tuple(gaps),
+    )
+
+
+def _png_url(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    question.picture.save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -8,34 +8,40 @@ from pathlib import Path
 
 import msgspec
 
+from smart_serve.bench import options
 from smart_serve.bench.simulator.device import DEVICES
 from smart_serve.bench.simulator.drafter import Skill
 from smart_serve.bench.simulator.machine import Machine
 from smart_serve.bench.simulator.run import STANDARD, Figures, Length, simulate
 from smart_serve.bench.simulator.shapes import SHAPES
 from smart_serve.bench.simulator.simulation import Setting
-from smart_serve.bench.simulator.trace import Phase, PhaseFigures, follow
+from smart_serve.bench.simulator.trace import SHORTEST_PHASE, Phase, PhaseFigures, follow
 from smart_serve.config import SpeculationConfig
-from smart_serve.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--device", default="rtx-pro-6000", help=f"of {', '.join(DEVICES)}")
-    parser.add_argument("--model", default="llava-1.5-7b", help=f"of {', '.join(SHAPES)}")
-    parser.add_argument("--policies", default="off,eagle2,smart-paper,smart")
-    parser.add_argument("--batch", default="1,4,16,64", help="batch sizes")
-    parser.add_argument("--wire-ms", default="0", help="hops to the drafter, ms per step")
-    quality = "mean acceptance of the drafter's best child (%(default)s)"
-    parser.add_argument("--quality", type=float, default=Skill().quality, help=quality)
-    worth = "factor on every acceptance; 0: a useless drafter"
-    parser.add_argument("--worth", type=float, default=1.0, help=worth)
-    parser.add_argument("--context", type=int, help="committed tokens of a sequence")
     parser.add_argument(
-        "--trace", metavar="BATCHxSTEPS,…", help="a changing load instead: 1x60,64x60"
+        "--device",
+        type=options.words_of(DEVICES),
+        default="rtx-pro-6000",
+        help=f"of {', '.join(DEVICES)}",
     )
-    parser.add_argument("--steps", type=int, default=STANDARD.counted)
-    parser.add_argument("--warm-up", type=int, default=STANDARD.warm_up)
+    parser.add_argument("--model", choices=tuple(SHAPES), default="llava-1.5-7b")
+    parser.add_argument("--policies", type=options.policies, default="off,eagle2,smart-paper,smart")
+    parser.add_argument("--batch", type=options.batches, default="1,4,16,64", help="batch sizes")
+    text = "hops to the drafter, ms per step"
+    parser.add_argument("--wire-ms", type=options.numbers, default="0", help=text)
+    quality = "mean acceptance of the drafter's best child (%(default)s)"
+    parser.add_argument("--quality", type=options.share, default=Skill().quality, help=quality)
+    worth = "factor on every acceptance; 0: a useless drafter"
+    parser.add_argument("--worth", type=options.share, default=1.0, help=worth)
+    parser.add_argument("--context", type=options.count, help="committed tokens of a sequence")
+    parser.add_argument(
+        "--trace", type=_phases, metavar="BATCHxSTEPS,…", help="a changing load instead: 1x60,64x60"
+    )
+    parser.add_argument("--steps", type=options.count, default=STANDARD.counted)
+    parser.add_argument("--warm-up", type=options.count, default=STANDARD.warm_up)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
 
 
@@ -54,13 +60,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Iterator[Setting]:
-    for policy in args.policies.split(","):
-        SpeculationConfig(policy=policy)  # Refuses unknown ones.
-    for device in args.device.split(","):
-        if device not in DEVICES or args.model not in SHAPES:
-            raise ConfigError(f"'{device}' or '{args.model}' is not among what can be simulated")
+    for device in args.device:
         machine = Machine(DEVICES[device], SHAPES[args.model])
-        for wire_ms in map(float, args.wire_ms.split(",")):
+        for wire_ms in args.wire_ms:
             yield Setting(
                 machine,
                 Skill(quality=args.quality, worth=args.worth),
@@ -71,16 +73,25 @@ def _settings(args: argparse.Namespace) -> Iterator[Setting]:
 
 
 def _figures(args: argparse.Namespace, setting: Setting) -> Iterator[Figures]:
-    for batch in map(int, args.batch.split(",")):
-        for policy in args.policies.split(","):
+    for batch in args.batch:
+        for policy in args.policies:
             yield simulate(policy, setting, batch, Length(args.warm_up, args.steps))
 
 
 def _trace(args: argparse.Namespace, setting: Setting) -> Iterator[PhaseFigures]:
-    pairs = (phase.split("x") for phase in args.trace.split(","))
-    phases = [Phase(int(batch), int(steps)) for batch, steps in pairs]
-    for policy in args.policies.split(","):
-        yield from follow(policy, setting, phases)
+    for policy in args.policies:
+        yield from follow(policy, setting, args.trace)
+
+
+def _phases(text: str) -> tuple[Phase, ...]:
+    """`1x60,64x60`."""
+    phases = []
+    for word in text.split(","):
+        batch, _, steps = word.partition("x")
+        phases.append(Phase(options.batch(batch), options.count(steps)))
+        if phases[-1].steps < SHORTEST_PHASE:
+            raise argparse.ArgumentTypeError(f"'{word}' has fewer than {SHORTEST_PHASE} steps")
+    return tuple(phases)
 
 
 def config_of(model: str) -> SpeculationConfig:

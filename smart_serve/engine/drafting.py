@@ -56,6 +56,9 @@ class Drafting:
         self.drafter: Drafter | None = None
         self._feed: DraftFeed | None = None
 
+    def set_controller(self, controller: SpeculationController) -> None:
+        self._controller = controller
+
     def set_drafter(self, drafter: Drafter | None, cache: KvCache) -> bool:
         """Another drafter, or none. Returns whether features kept in the cache so far are gone."""
         self.drafter = drafter

@@ -60,6 +60,7 @@ class Engine:
         self.model = model
         self.cache = cache
         self.config = config
+        self.costs = costs
         self.scheduler = Scheduler(
             BlockPool(cache.num_blocks, cache.block_tokens),
             max_running=config.max_running,
@@ -119,6 +120,11 @@ class Engine:
     def set_plan(self, plan: SpeculationPlan) -> None:
         """The router's envelope for the next steps."""
         self.controller.set_envelope(plan)
+
+    def set_controller(self, controller: SpeculationController) -> None:
+        """Another one, with beliefs of its own: how a benchmark compares policies in one engine."""
+        self.controller = controller
+        self.drafting.set_controller(controller)
 
     # ---- the step
 

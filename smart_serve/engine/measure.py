@@ -17,6 +17,8 @@ from smart_serve.speculation.cost_grid import CostGrid, Room
 
 REPEATS = 4
 """After one warm-up; the median of four rides out a burst of a noisy neighbour."""
+ENOUGH_MS = 80.0
+"""Of measuring one step: long ones are repeated less, for bursts weigh less in them."""
 
 
 def cost_grid(model: TargetModel, cache: KvCache, max_batch: int) -> CostGrid:
@@ -58,8 +60,8 @@ def _rows(batch: int, rows: int, context: int, block_tokens: int) -> list[Rows]:
 @torch.inference_mode()
 def _time_ms(model: TargetModel, cache: KvCache, rows: list[Rows]) -> float:
     like = model.embed(torch.zeros(0, dtype=torch.int64, device=model.device))
-    samples = []
-    for _ in range(1 + REPEATS):
+    samples: list[float] = []
+    while len(samples) <= REPEATS and (len(samples) < 2 or sum(samples[1:]) < ENOUGH_MS):
         clock = time.perf_counter()
         step = pack_rows([rows], cache, like)
         hidden = model.forward(model.embed(step.token_ids), step.positions, step.attention)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ import torch
 
 import kernels
 import smart_serve
+from smart_serve.machine import processor_name
 from smart_serve.speculation.cost_store import Fingerprint
 
 _CODE = ("models", "paging", "drafters")
@@ -43,16 +43,6 @@ def fingerprint(
 def device_name(device: torch.device) -> str:
     """The accelerator's or the processor's own name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-
-
-def processor_name() -> str:
-    """As the kernel tells it; else as Python does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 @functools.cache

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from smart_serve.speculation.cost import CostTable, Curve
 
 BATCHES = (1, 4, 16, 64, 256, 512)
-CONTEXTS = (64, 256, 1024)
-"""Attention's cost is linear in the context, and the table goes on beyond the last one."""
+CONTEXTS = (64, 384, 2048)
+"""Attention's cost is linear in the context: two points make a line, which goes on beyond the last
+one. The default KV cache holds 64 sequences of 384 tokens."""
 ROWS_PER_SEQUENCE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Up to `MAX_ROWS` even for one sequence: a curve that ends on the flat part, where the weights are
 loaded, would go on flat, and hundreds of draft nodes would look free."""

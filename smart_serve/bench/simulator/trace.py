@@ -15,6 +15,8 @@ WINDOW = 5
 """Steps over which a rate is taken: single trees differ too much."""
 SETTLED = 0.9
 """Of the rate of the phase's second half."""
+SHORTEST_PHASE = 2 * WINDOW
+"""Steps: half of them must hold a window."""
 ORACLE_EVERY = 10
 """Steps between two that the oracle is asked about; it is slow."""
 

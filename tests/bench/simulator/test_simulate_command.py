@@ -33,13 +33,33 @@ def test_a_changing_load_is_reported_by_phase(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    "words", [["--device", "abacus"], ["--model", "none"], ["--policies", "none"]]
+    "words",
+    [
+        ["--device", "abacus"],
+        ["--model", "none"],
+        ["--policies", "none"],
+        ["--policies", "off,off"],
+        ["--batch", "0"],
+        ["--batch", "1,,4"],
+        ["--batch", "two"],
+        ["--trace", "1"],
+        ["--trace", "1x60,64"],
+        ["--trace", "1x4"],
+        ["--wire-ms", "-1"],
+        ["--wire-ms", "nan"],
+        ["--worth", "1.5"],
+        ["--steps", "0"],
+    ],
 )
 def test_what_cannot_be_simulated_is_told_in_one_line(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["simulate", *words]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", *words])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert words[0] in told
 
 
 def test_neither_torch_nor_a_model_is_loaded() -> None:

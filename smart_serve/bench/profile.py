@@ -1,0 +1,79 @@
+"""`smart-serve profile`: what the steps of a target and the passes of its drafter cost here.
+
+It measures anew and keeps the tables where the next start finds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import msgspec
+import torch
+
+from smart_serve.bench import options
+from smart_serve.bench.command import add_model_arguments
+from smart_serve.bench.figures import Costs
+from smart_serve.bench.report import costs_page
+from smart_serve.config import EngineConfig
+from smart_serve.drafters.load import load_drafter
+from smart_serve.engine.build import load_parts, target_costs
+from smart_serve.models.fingerprint import device_name
+from smart_serve.models.folders import resolve_model
+from smart_serve.speculation.cost import CostTable, Curve
+from smart_serve.speculation.cost_store import CostStore
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    add_model_arguments(parser)
+    default = EngineConfig()
+    text = "largest batch (%(default)s)"
+    parser.add_argument("--max-running", type=options.count, default=default.max_running, help=text)
+    text = "tokens of KV cache: larger contexts are measured where they fit (%(default)s)"
+    parser.add_argument("--kv-tokens", type=options.count, default=default.kv_tokens, help=text)
+    text = "folder for the tables (%(default)s); with max-running and kv-tokens as the server has"
+    parser.add_argument("--keep", type=Path, default=CostStore.of_user().folder, help=text)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables to it")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a page with plots to it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, keep, print."""
+    config = EngineConfig(
+        dtype=args.dtype,
+        device=args.device,
+        max_running=args.max_running,
+        kv_tokens=args.kv_tokens,
+    )
+    store, folder = CostStore(args.keep, renews=True), resolve_model(args.model)
+    drafter = load_drafter(args.drafter, folder, config, store)
+    model, cache = load_parts(folder, config)
+    costs = Costs(
+        target_costs(folder, model, cache, config, store, progress=True), drafter.info.layer_cost
+    )
+    where = f"{args.model} in {args.dtype} on {device_name(torch.device(args.device))}"
+    print(f"{where}, {torch.get_num_threads()} threads; kept in {store.folder}")
+    _print_target(costs.target)
+    if costs.drafter is not None:
+        _print_drafter(costs.drafter)
+    if args.json:
+        args.json.write_bytes(msgspec.json.format(msgspec.json.encode(costs), indent=2) + b"\n")
+    if args.report:
+        args.report.write_text(costs_page(f"Costs of {where}", costs), encoding="utf-8")
+    return 0
+
+
+def _print_target(table: CostTable) -> None:
+    print("target step, ms at packed tokens")
+    for batch, row in zip(table.batches, table.curves, strict=True):
+        for context, curve in zip(table.contexts, row, strict=False):
+            print(f"  batch {batch:>3}, context {context:>5}:  {_cells(curve)}")
+
+
+def _print_drafter(curve: Curve) -> None:
+    print(f"drafting pass, ms at rows\n  {_cells(curve)}")
+
+
+def _cells(curve: Curve) -> str:
+    return "  ".join(f"{x:.0f}: {y:.2f}" for x, y in zip(curve.x, curve.y, strict=True))
