@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from small_models import small_qwen2_vl_config
 from transformers import (
+    AutoConfig,
     CLIPVisionConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -18,6 +19,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from smart_serve.bundled import TARGET_FOLDER
+from tests.drafters import published
 from tests.frontend.qwen_folder import write_qwen_folder
 
 
@@ -73,3 +75,20 @@ def write_qwen2_vl(folder: Path) -> None:
         "max_pixels": 16 * 64,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def write_msd(folder: Path, target: Path) -> Path:
+    """An MSD drafter for `target`; one for Qwen2-VL has biases and M-RoPE, as its target has."""
+    config = AutoConfig.from_pretrained(target)
+    text, changes = config.text_config, {}
+    tensors = published.eagle_tensors(text, bias=True)
+    if config.model_type == "qwen2_vl":
+        for name in ("q_proj", "k_proj", "v_proj"):
+            size = len(tensors[f"layers.0.self_attn.{name}.weight"])
+            tensors[f"layers.0.self_attn.{name}.bias"] = torch.randn(size).half()
+        section = text.rope_parameters["mrope_section"]
+        changes = {
+            "model_type": "qwen2_vl",
+            "rope_scaling": {"type": "mrope", "mrope_section": section},
+        }
+    return published.write(folder, published.config_of(text, **changes), tensors, "bin")

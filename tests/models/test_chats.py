@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from chat_folders import write_llava, write_qwen2_vl
+from chat_folders import write_llava, write_msd, write_qwen2_vl
 from PIL import Image
 from small_models import small_text_config
 from transformers import AutoModelForImageTextToText, PreTrainedModel
@@ -96,12 +96,24 @@ def generated(model: PreTrainedModel, llm: LLM, chat: dict[str, Any]) -> tuple[i
 
 @pytest.mark.parametrize(
     ("drafter", "policy", "chunk"),
-    [(None, "off", 7), ("ngram", "smart", 11), ("draft_model:{}", "eagle2", 64)],
+    [
+        (None, "off", 7),
+        ("ngram", "smart", 11),
+        ("draft_model:{}", "eagle2", 64),
+        ("msd", "chain:3", 9),
+    ],
 )
 def test_chats_with_pictures_and_turns_equal_generate(
-    folder: Path, expected: list[tuple[int, ...]], drafter: str | None, policy: str, chunk: int
+    folder: Path,
+    expected: list[tuple[int, ...]],
+    tmp_path: Path,
+    drafter: str | None,
+    policy: str,
+    chunk: int,
 ) -> None:
     named = drafter and drafter.format(folder)
+    if drafter == "msd":
+        named = str(write_msd(tmp_path / "msd", folder))
     llm = LLM(folder, named, policy, kv_tokens=2048, prefill_chunk_tokens=chunk)
     sampling = SamplingParams(max_tokens=MAX_TOKENS)
     together = llm.generate(CHATS, sampling)
@@ -109,6 +121,10 @@ def test_chats_with_pictures_and_turns_equal_generate(
     alone = llm.generate(CHATS[-1:], sampling)
     assert alone[0].token_ids == expected[-1]
     llm.engine.scheduler.pool.check_idle()
+    if drafter not in (None, "ngram"):
+        network = llm.engine.drafting.drafter._network
+        assert network.has_mrope == llm.engine.model.has_mrope
+        assert all(answer.stats.drafted_tokens > 0 for answer in together)
 
 
 def test_pictures_matter(plain: LLM, expected: list[tuple[int, ...]]) -> None:
