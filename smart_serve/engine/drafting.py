@@ -6,6 +6,9 @@ import logging
 import time
 from dataclasses import dataclass, replace
 
+import msgspec
+import torch
+
 from smart_serve.drafters.protocol import (
     DraftBatch,
     Drafter,
@@ -71,11 +74,11 @@ class Drafting:
         assert info.vector_size is not None
         return cache.keep_features(info.vector_size) or changed
 
-    def propose(self, decodes: tuple[Sequence, ...], context: float) -> Drafted:
-        """Trees for `decodes`; empty ones where the plan says not to draft."""
+    def propose(self, decodes: tuple[Sequence, ...], context: float, max_nodes: int) -> Drafted:
+        """Trees for `decodes`, of `max_nodes` together at most; empty where the plan says so."""
         plain = Drafted(Forest.empty(len(decodes)))
         drafter, feed = self.drafter, self._feed
-        if drafter is None or feed is None:
+        if drafter is None or feed is None or max_nodes == 0:
             return plain
         places = [i for i, sequence in enumerate(decodes) if self._can_draft(sequence, feed)]
         if not places:
@@ -88,6 +91,8 @@ class Drafting:
         plan = self._controller.plan(policy, len(decodes), context, catch_up_rows)
         if plan is None:
             return plain
+        if max_nodes < plan.max_nodes:
+            plan = msgspec.structs.replace(plan, max_nodes=max_nodes)
         clock = time.perf_counter()
         proposal = self._ask(drafter, feed, asking, plan)
         if proposal is None:
@@ -122,17 +127,19 @@ class Drafting:
             for sequence in asking:
                 sequence.draft.lose()
             return None
+        except torch.OutOfMemoryError:
+            _LOG.warning("the drafter is out of memory, decoding plainly for a while")
+            for sequence in asking:
+                _set_aside(sequence)
+            return None
         problem = proposal.problem(len(asking), self._model.vocab_size, plan)
         if problem is not None:
             _LOG.warning("the drafter's answer is refused: %s", problem)
             return None
         for index in proposal.unknown:
-            sequence = asking[index]
-            sequence.draft.lose()
+            asking[index].draft.lose()
             if inputs[index].start == 0:
-                # It was sent everything and had no room; to send all of it each step would cost
-                # more than drafts bring.
-                sequence.draft.resume_at = sequence.num_computed + NO_ROOM_TOKENS
+                _set_aside(asking[index])
         return proposal
 
     def _can_draft(self, sequence: Sequence, feed: DraftFeed) -> bool:
@@ -147,6 +154,13 @@ class Drafting:
 
     def _policy(self, sequence: Sequence) -> str:
         return sequence.request.sampling.policy or self._default_policy
+
+
+def _set_aside(sequence: Sequence) -> None:
+    """The drafter was sent everything and had no room; to send all of it each step would cost more
+    than drafts bring."""
+    sequence.draft.lose()
+    sequence.draft.resume_at = sequence.num_computed + NO_ROOM_TOKENS
 
 
 def mean_context(decodes: tuple[Sequence, ...]) -> float:

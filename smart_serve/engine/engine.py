@@ -22,6 +22,7 @@ from smart_serve.engine.commit import CacheCommit
 from smart_serve.engine.drafting import Drafted, Drafting, mean_context
 from smart_serve.engine.emission import Emission, cut_at_end, finish_chunk, tally_step
 from smart_serve.engine.packing import image_rows, pack
+from smart_serve.engine.row_limit import RowLimit
 from smart_serve.engine.sampler import Drawn, draw
 from smart_serve.engine.scheduler import Scheduler, StepWork
 from smart_serve.engine.sequence import Sequence, State
@@ -72,6 +73,7 @@ class Engine:
             config.speculation, costs, None, model.eos_token_ids
         )
         self.drafting = Drafting(self.controller, config.speculation.policy, model)
+        self._row_limit = RowLimit()
         self.last_step: StepObservation | None = None
         """Of the newest step with decoding sequences."""
         self._next_id = 0
@@ -131,20 +133,44 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Emission]:
         """schedule → propose → verify → commit → emit."""
-        clock = time.perf_counter()
         work = self.scheduler.schedule()
         if work.is_empty:
             return []
+        emissions = self._run(work)
+        self._row_limit.end_step()
+        return [finish_chunk(emission) for emission in emissions]
+
+    def _run(self, work: StepWork) -> list[Emission]:
+        """The work's forward, or, where memory does not suffice, its halves' one after another."""
+        room = self._row_limit.room(work.num_rows)
+        if room < 0:
+            return [emission for half in work.halves() for emission in self._run(half)]
+        clock = time.perf_counter()
         context = mean_context(work.decodes)
-        drafted = self._propose(work, context)
-        verified = self._verify(work, drafted)
+        drafted = self._propose(work, context, room)
+        verified = self._try_to_verify(work, drafted)
+        if verified is None:
+            return self._run_smaller(work, drafted)
         emissions, accepted = self._commit(work, drafted, verified)
         step_ms = 1e3 * (time.perf_counter() - clock)
         self._learn(work, drafted, verified, accepted, context, step_ms)
-        return [finish_chunk(emission) for emission in emissions]
+        return emissions
 
-    def _propose(self, work: StepWork, context: float) -> Drafted:
-        drafted = self.drafting.propose(work.decodes, context)
+    def _run_smaller(self, work: StepWork, drafted: Drafted) -> list[Emission]:
+        """After a forward ran out of memory: without draft trees first, then by halves; a row that
+        does not fit alone ends its sequence, and only that."""
+        num_rows = work.num_rows + drafted.forest.num_nodes
+        if num_rows > 1:
+            half = num_rows - num_rows // 2
+            self._row_limit.lower(half if num_rows == work.num_rows else max(half, work.num_rows))
+            return self._run(work)  # The drafter has been sent all there is: no trees this time.
+        self._row_limit.lift()
+        emission = self._fail(work.sequences[0], "the device's memory does not suffice")
+        self._release(emission.sequence)
+        return [emission]
+
+    def _propose(self, work: StepWork, context: float, max_nodes: int) -> Drafted:
+        drafted = self.drafting.propose(work.decodes, context, max_nodes)
         if drafted.forest.num_nodes == 0:
             return drafted
         room = [
@@ -152,6 +178,15 @@ class Engine:
             for sequence, size in zip(work.decodes, drafted.forest.sizes, strict=True)
         ]
         return drafted.with_forest(drafted.forest.cut(room))
+
+    def _try_to_verify(self, work: StepWork, drafted: Drafted) -> Verified | None:
+        """None: out of memory. No row is committed then, so that the same may be done again."""
+        try:
+            return self._verify(work, drafted)
+        except torch.OutOfMemoryError:
+            return (
+                None  # The caller goes on only here, when the traceback holds no tensor any more.
+            )
 
     def _verify(self, work: StepWork, drafted: Drafted) -> Verified:
         clock = time.perf_counter()
@@ -274,7 +309,7 @@ class Engine:
         tally_step(work, seen, drafted.elapsed_ms, self.controller)
         if work.decodes:
             self.last_step = seen
-        if work.decodes and not work.prefills:
+        if work.decodes and not work.prefills and not self._row_limit.is_set:
             self.controller.observe(seen)
 
     def _fail(self, sequence: Sequence, why: str) -> Emission:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from smart_serve.engine.block_keys import BlockKeys
 from smart_serve.engine.sequence import Sequence, State
@@ -35,8 +36,31 @@ class StepWork:
         return not self.decodes and not self.prefills
 
     @property
+    def num_rows(self) -> int:
+        """Without draft nodes."""
+        return len(self.decodes) + sum(chunk.length for chunk in self.prefills)
+
+    @property
     def sequences(self) -> tuple[Sequence, ...]:
         return (*self.decodes, *(chunk.sequence for chunk in self.prefills))
+
+    def halves(self) -> Iterator[StepWork]:
+        """Two smaller steps that do the same one after the other; of more than one row. The second
+        is asked for after the first was done, and left out if nothing is left for it."""
+        if self.decodes and self.prefills:
+            yield StepWork(self.decodes, ())
+            yield StepWork((), self.prefills)
+        elif len(self.sequences) > 1:
+            middle = len(self.sequences) // 2
+            yield StepWork(self.decodes[:middle], self.prefills[:middle])
+            yield StepWork(self.decodes[middle:], self.prefills[middle:])
+        else:
+            chunk = self.prefills[0]
+            first = chunk.length // 2
+            yield StepWork((), (replace(chunk, length=first, is_last=False),))
+            if chunk.sequence.state is State.RUNNING:
+                rest = replace(chunk, start=chunk.start + first, length=chunk.length - first)
+                yield StepWork((), (rest,))
 
 
 class Scheduler:
