@@ -31,7 +31,7 @@ class TargetParts:
         self.folder = folder
         self.dtype = dtype
         self.device = device
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         text = config.get_text_config()
         self.image_token_id: int | None = getattr(config, "image_token_id", None)
         self.hidden_size: int = text.hidden_size

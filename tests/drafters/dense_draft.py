@@ -11,6 +11,7 @@ import torch
 from small_models import IMAGE_TOKEN, VOCAB, small_text_config
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     LlamaConfig,
@@ -224,7 +225,8 @@ def small_draft_model(folder: Path, *, sees_images: bool) -> DraftModel:
 
 def dense_draft_model(folder: Path, *, sees_images: bool) -> LogProbs:
     """transformers' own forward; without `sees_images` of the text alone."""
-    loader = AutoModelForImageTextToText if sees_images else AutoModelForCausalLM
+    is_multimodal = AutoConfig.from_pretrained(folder).model_type != "llama"
+    loader = AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
     model: PreTrainedModel = loader.from_pretrained(folder).eval()
 
     def log_probs(history: History, path: list[int]) -> torch.Tensor:

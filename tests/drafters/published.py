@@ -43,12 +43,18 @@ def config_of(text: LlamaConfig, **changes: Any) -> dict[str, Any]:
     }
 
 
-def eagle_tensors(text: LlamaConfig, *, bias: bool = False, embeds: bool = True) -> Tensors:
+def eagle_tensors(
+    text: LlamaConfig, *, bias: bool = False, qkv_bias: bool = False, embeds: bool = True
+) -> Tensors:
     """EAGLE-1/2 and MSD."""
     h = text.hidden_size
     shapes = {"fc.weight": (h, 2 * h), **_layer("layers.0", text, h)}
     if bias:
         shapes["fc.bias"] = (h,)
+    if qkv_bias:
+        for part in "qkv":
+            size = shapes[f"layers.0.self_attn.{part}_proj.weight"][0]
+            shapes[f"layers.0.self_attn.{part}_proj.bias"] = (size,)
     if embeds:
         shapes["embed_tokens.weight"] = (text.vocab_size, h)
     return _random(shapes)

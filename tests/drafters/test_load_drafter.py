@@ -62,6 +62,16 @@ def test_msd_over_a_multimodal_target(tmp_path: Path, small_llava: Path) -> None
     assert network.logits(torch.zeros(1, 32)).shape == (1, IMAGE_TOKEN)
 
 
+def test_msd_over_qwen2_vl(tmp_path: Path, small_qwen2_vl: Path) -> None:
+    """Biases on q, k and v; three axes where the configuration says so."""
+    rope = {"type": "mrope", "mrope_section": [2, 1, 1]}
+    config = published.config_of(TEXT, model_type="qwen2_vl", rope_scaling=rope, qkv_bias=True)
+    tensors = published.eagle_tensors(TEXT, bias=True, qkv_bias=True)
+    network = load(published.write(tmp_path / "d", config, tensors, "bin"), small_qwen2_vl)
+    assert (network.kind, network.has_mrope) == ("msd", True)
+    assert_holds(network, tensors)
+
+
 def test_embeddings_that_are_left_out_are_the_targets(tmp_path: Path, small_llama: Path) -> None:
     tensors = published.eagle_tensors(TEXT, embeds=False)
     folder = published.write(tmp_path / "d", published.config_of(TEXT), tensors, "safetensors")

@@ -33,14 +33,16 @@ from smart_serve.speculation.tree import Forest
 PLAN = GrowthPlan(policy="eagle2", max_nodes=400, max_depth=4, top_k=3, nodes_per_tree=30)
 KINDS = (
     *("eagle", "eagle-two-layers", "eagle-without-bias", "eagle-qkv-bias", "eagle3"),
-    *("text-model", "multimodal-model"),
+    *("text-model", "multimodal-model", "multimodal-model-for-text"),
 )
 
 Pair = tuple[NetworkDrafter, LogProbs]
 
 
 @pytest.fixture
-def pair(request: pytest.FixtureRequest, small_llama: Path, small_llava: Path) -> Iterator[Pair]:
+def pair(
+    request: pytest.FixtureRequest, small_llama: Path, small_llava: Path, small_qwen2_vl: Path
+) -> Iterator[Pair]:
     """A drafter of the kind asked for, and its dense form."""
     with torch.inference_mode():
         match request.param:
@@ -50,6 +52,9 @@ def pair(request: pytest.FixtureRequest, small_llama: Path, small_llava: Path) -
             case "text-model":
                 text = small_draft_model(small_llama, sees_images=False)
                 yield as_drafter(text), dense_draft_model(small_llama, sees_images=False)
+            case "multimodal-model-for-text":
+                model = small_draft_model(small_qwen2_vl, sees_images=False)
+                yield as_drafter(model), dense_draft_model(small_qwen2_vl, sees_images=False)
             case "multimodal-model":
                 model = small_draft_model(small_llava, sees_images=True)
                 yield as_drafter(model), dense_draft_model(small_llava, sees_images=True)
