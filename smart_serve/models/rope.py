@@ -36,9 +36,14 @@ class RopePositions:
         self._shifts: Ints = np.asarray(shifts, np.int64)
 
     def at(self, indices: Ints) -> Ints:
-        """Positions [3, n] of the tokens at `indices` [n]."""
+        """Positions [3, n] of the tokens at `indices` [n]: a chunk, or a tree from its root, so
+        that the first is the least."""
+        positions = np.empty((3, len(indices)), np.int64)
+        if indices[0] >= self._ends[-1]:  # nearly every step: behind the last picture
+            positions[:] = indices + self._shifts[-1]
+            return positions
         begun = np.searchsorted(self._starts, indices, side="right")
-        positions = np.tile(indices + self._shifts[begun], (3, 1))
+        positions[:] = indices + self._shifts[begun]
         inside = np.flatnonzero(indices < self._ends[begun])
         picture = begun[inside]
         start = self._starts[picture - 1]

@@ -54,7 +54,8 @@ def test_positions_equal_transformers(
     everything = np.arange(length + 9)
     assert rope.at(everything).tolist() == expected.tolist()
     # Any chunk by itself, and the places of a tree's nodes, which repeat.
-    assert rope.at(everything[cut:]).tolist() == expected[:, cut:].tolist()
+    if cut < len(everything):
+        assert rope.at(everything[cut:]).tolist() == expected[:, cut:].tolist()
     nodes = length + np.asarray([0, 1, 1, 2, 2, 3])
     assert rope.at(nodes).tolist() == expected[:, nodes].tolist()
 
