@@ -11,14 +11,17 @@ from smart_serve.errors import ConfigError
 
 POLICY_NAMES: tuple[str, ...] = (
     *("off", "chain:K", "adaptive-chain", "static"),
-    *("eagle2", "eagle2:NxD", "smart-paper", "smart"),
+    *("eagle2", "eagle2:NxD", "smart-paper", "smart", "delayed:K,L1,L2", "distinct:K,L"),
 )
 """What may be asked for; K is a number of tokens from 1 to 16, N of nodes from 1 to 99, D of layers
 from 1 to 16. A configuration may also say `static:FILE`; a request may not, for it must not name
-files of the server."""
+files of the server. The last two draw their trees, and only with those may a rule other than
+`match` verify: a trunk of L1 and then K branches of L2 tokens (1 to 8; 0 to 8, not both 0), or K
+different children of every node in L layers (1 to 4; 1 to 3)."""
 _POLICY = re.compile(
     r"off|chain:([1-9]|1[0-6])|adaptive-chain|static|smart-paper|smart"
     r"|eagle2(:([1-9]\d?)x([1-9]|1[0-6]))?"
+    r"|delayed:[1-8],(?!0,0)[0-8],[0-8]|distinct:[1-4],[1-3]"
 )
 _STATIC_FILE = re.compile(r"static:.+")
 
@@ -37,6 +40,60 @@ def tree_size(policy: str) -> tuple[int, int] | None:
     """(N, D) of `eagle2:NxD`: nodes of a tree, layers; None for the other policies."""
     found = re.fullmatch(r"eagle2:(\d+)x(\d+)", policy)
     return (int(found[1]), int(found[2])) if found else None
+
+
+class SampledShape(msgspec.Struct, frozen=True):
+    """A tree that is drawn: a trunk, and then `num_children` independent branches; or as many
+    different children of every node."""
+
+    num_children: int
+    trunk: int
+    depth: int
+    with_replacement: bool
+
+    @property
+    def num_nodes(self) -> int:
+        """The most that it can have."""
+        if self.with_replacement:
+            return self.trunk + self.num_children * (self.depth - self.trunk)
+        return sum(self.num_children**layer for layer in range(1, self.depth + 1))
+
+    @property
+    def is_chain(self) -> bool:
+        return self.num_nodes == self.depth
+
+
+def sampled_shape(policy: str) -> SampledShape | None:
+    """Of `delayed:K,L1,L2` and `distinct:K,L`; None for policies that take the likeliest tokens."""
+    kind, _, sizes = policy.partition(":")
+    if kind not in ("delayed", "distinct") or not is_policy(policy):
+        return None
+    children, *lengths = (int(size) for size in sizes.split(","))
+    trunk = lengths[0] if kind == "delayed" else 0
+    return SampledShape(children, trunk, sum(lengths), with_replacement=kind == "delayed")
+
+
+VERIFICATION_RULES: tuple[str, ...] = (
+    *("match", "naive", "specinfer", "spectr", "traversal", "block"),
+)
+
+
+def rule_objection(rule: str, policy: str) -> str | None:
+    """Why trees of `policy` must not be verified by `rule`, or None."""
+    if rule == "match" or policy == "off":
+        return None
+    shape = sampled_shape(policy)
+    if shape is None:
+        return (
+            f"verification '{rule}' reads the distribution that tokens were drawn from, and policy "
+            f"'{policy}' takes the likeliest ones: use 'match', or a policy that draws "
+            "(delayed:K,L1,L2 or distinct:K,L)"
+        )
+    if rule == "block" and not shape.is_chain:
+        return f"verification 'block' is for chains (delayed:1,L1,L2), not for '{policy}'"
+    if rule == "spectr" and not (shape.with_replacement or shape.num_children == 1):
+        return f"verification 'spectr' needs independent draws, which those of '{policy}' are not"
+    return None
 
 
 class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

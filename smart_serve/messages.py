@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from smart_serve.config import POLICY_NAMES, is_policy
+from smart_serve.config import POLICY_NAMES, VERIFICATION_RULES, is_policy, rule_objection
 from smart_serve.errors import ClientError
 
 FinishReason = Literal["stop", "length", "error", "cancelled"]
@@ -46,6 +46,11 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ignore_eos: bool = False
     policy: str | None = None
     """Speculation policy of this request; None: the engine's."""
+    verification: str = "match"
+    """How drafted tokens are accepted (see `VERIFICATION_RULES`). All rules keep the target's
+    distribution. `match` alone keeps the very tokens that the seed gives without a drafter; the
+    others accept more of what was drawn, need a policy that draws, and with one seed give the same
+    tokens only where everything else is the same."""
 
     def __post_init__(self) -> None:
         def check(ok: bool, param: str, rule: str) -> None:
@@ -71,6 +76,16 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         check(all(self.stop), "stop", "non-empty strings")
         ok = self.policy is None or is_policy(self.policy)
         check(ok, "policy", f"one of {', '.join(POLICY_NAMES)}")
+        ok = self.verification in VERIFICATION_RULES
+        check(ok, "verification", f"one of {', '.join(VERIFICATION_RULES)}")
+        if self.policy is not None:
+            self.check_verification(self.policy)
+
+    def check_verification(self, policy: str) -> None:
+        """Raises `ClientError` if trees of `policy` must not be verified as asked."""
+        objection = rule_objection(self.verification, policy)
+        if objection is not None:
+            raise ClientError(objection, param="verification")
 
     @property
     def changes_logits(self) -> bool:

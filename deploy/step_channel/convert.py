@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from deploy.step_channel.arrays import WireArray
 from deploy.step_channel.errors import ProtocolError
-from deploy.step_channel.messages import Propose, Proposed
+from deploy.step_channel.messages import Laws, Propose, Proposed
 from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, DraftInput, Proposal
+from smart_serve.speculation.draft_laws import DraftLaws
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.tree import Forest
 
@@ -111,13 +112,14 @@ def proposal_to_message(number: int, proposal: Proposal) -> Proposed:
         unknown=tuple(map(int, proposal.unknown)),
         layer_ms=tuple(map(float, proposal.layer_ms)),
         layer_rows=tuple(map(int, proposal.layer_rows)),
+        laws=None if growth.laws is None else _laws_to_message(growth.laws),
     )
 
 
 def message_to_proposal(message: Proposed, num_inputs: int) -> Proposal:
     """Raises `ProtocolError` unless there is a tree for each input.
 
-    The forest's inner structure is left to `Forest.problem`, which the engine asks anyway.
+    The inner structure is left to `Proposal.problem`, which the engine asks anyway.
     """
     forest = Forest(
         offsets=_column(message.offsets),
@@ -131,15 +133,40 @@ def message_to_proposal(message: Proposed, num_inputs: int) -> Proposal:
         raise ProtocolError(f"{forest.num_trees} trees for {num_inputs} sequences")
     if any(not 0 <= index < num_inputs for index in message.unknown):
         raise ProtocolError("an unknown sequence that was not asked for")
-    growth = Growth(forest, message.best_by_depth, message.child_mass)
+    laws = None if message.laws is None else _message_to_laws(message.laws)
+    growth = Growth(forest, message.best_by_depth, message.child_mass, laws=laws)
     return Proposal(growth, message.unknown, message.layer_ms, message.layer_rows)
+
+
+def _laws_to_message(laws: DraftLaws) -> Laws:
+    return Laws(
+        trees=_int_column(laws.trees),
+        rows=_int_column(laws.rows),
+        token_ids=_int_column(laws.token_ids),
+        probs=WireArray.from_numpy(np.asarray(laws.probs, np.float64)),
+        draw_trees=_int_column(laws.draw_trees),
+        draw_rows=_int_column(laws.draw_rows),
+        with_replacement=laws.with_replacement,
+    )
+
+
+def _message_to_laws(message: Laws) -> DraftLaws:
+    return DraftLaws(
+        trees=_column(message.trees),
+        rows=_column(message.rows),
+        token_ids=_column(message.token_ids, sides=2),
+        probs=_column(message.probs, "float64", sides=2),
+        draw_trees=_column(message.draw_trees),
+        draw_rows=_column(message.draw_rows),
+        with_replacement=message.with_replacement,
+    )
 
 
 def _int_column(values: Any) -> WireArray:
     return WireArray.from_numpy(np.asarray(values, np.int64))
 
 
-def _column(array: WireArray, dtype: str = "int64") -> NDArray[Any]:
-    if array.dtype != dtype or len(array.shape) != 1:
+def _column(array: WireArray, dtype: str = "int64", sides: int = 1) -> NDArray[Any]:
+    if array.dtype != dtype or len(array.shape) != sides:
         raise ProtocolError(f"a column that is not one of {dtype}")
     return array.to_numpy()

@@ -75,6 +75,18 @@ class Propose(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """[3, N] int64, of targets with M-RoPE."""
 
 
+class Laws(msgspec.Struct, frozen=True, array_like=True):
+    """`DraftLaws`, column by column."""
+
+    trees: WireArray
+    rows: WireArray
+    token_ids: WireArray
+    probs: WireArray
+    draw_trees: WireArray
+    draw_rows: WireArray
+    with_replacement: bool
+
+
 class Proposed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The `Proposal` that answers `Propose` of the same number; columns as in `Forest`."""
 
@@ -90,6 +102,7 @@ class Proposed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     unknown: tuple[int, ...]
     layer_ms: tuple[float, ...]
     layer_rows: tuple[int, ...]
+    laws: Laws | None
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -25,6 +25,7 @@ from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.rows import Ints, Rows, pack_rows
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.growth import Growth, TreeGrower
+from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.policies import make_grower
 from smart_serve.speculation.tree import Forest
 
@@ -92,7 +93,7 @@ class NetworkDrafter:
         if not trees:
             return Proposal(Growth(Forest.empty(len(places)), (), ()), unknown)
         try:
-            growth, layer_ms, layer_rows = self._grow(batch, trees)
+            growth, layer_ms, layer_rows = self._grow(batch.growth.of_trees(known), trees)
         except Exception as error:
             _LOG.exception("drafting %d trees failed", len(trees))
             # What may not have been run must not count as held.
@@ -100,7 +101,7 @@ class NetworkDrafter:
             raise DrafterUnavailable("the drafter failed") from error
         for tree in trees:
             self._pool.release(tree.held.blocks, keep_tokens=tree.held.num_rows)
-        growth = replace(growth, forest=growth.forest.spread(len(places), known))
+        growth = growth.spread(len(places), known)
         return Proposal(growth, unknown, tuple(layer_ms), tuple(layer_rows))
 
     def _place(self, item: DraftInput) -> DraftTree | None:
@@ -120,16 +121,16 @@ class NetworkDrafter:
         return None
 
     def _grow(
-        self, batch: DraftBatch, trees: list[DraftTree]
+        self, plan: GrowthPlan, trees: list[DraftTree]
     ) -> tuple[Growth, list[float], list[int]]:
         """catch up → (children → keep → expand)* → finish."""
         num_rows = sum(len(tree.token_ids) for tree in trees)
-        grower = make_grower(batch.growth, len(trees), num_rows)
+        grower = make_grower(plan, len(trees), num_rows)
         layer_ms, layer_rows = [], []
         clock = time.perf_counter()
         frontier = self._catch_up(trees)
         while True:
-            token_ids, log_probs = self._children(frontier.features, batch.growth.top_k)
+            token_ids, log_probs = self._children(frontier.features, plan.top_k)
             layer_ms.append(1e3 * (time.perf_counter() - clock))
             layer_rows.append(num_rows)
             chosen = self._with_room(

@@ -96,7 +96,7 @@ class NgramDrafter:
         if not frontier:
             return Proposal(Growth(Forest.empty(len(roots)), (), ()), unknown)
         rows = sum(len(batch.inputs[i].token_ids) for i in known)
-        grower = make_grower(batch.growth, len(frontier), rows)
+        grower = make_grower(batch.growth.of_trees(known), len(frontier), rows)
         layer_ms, layer_rows = [], []
         while frontier:
             token_ids, log_probs, nodes = _layer(frontier, batch.growth.top_k)
@@ -105,8 +105,7 @@ class NgramDrafter:
             chosen = grower.add_layer(token_ids, log_probs)
             frontier, clock = [nodes[i] for i in chosen.tolist()], time.perf_counter()
             rows = len(frontier)
-        growth = grower.finish()
-        growth = replace(growth, forest=growth.forest.spread(len(roots), known))
+        growth = grower.finish().spread(len(roots), known)
         return Proposal(growth, unknown, tuple(layer_ms), tuple(layer_rows))
 
     def _catch_up(self, item: DraftInput) -> _Node | None:

@@ -82,7 +82,9 @@ class Proposal:
             return "times that do not belong to rows"
         if not all(0.0 <= ms < math.inf for ms in self.layer_ms):
             return "times that are none"
-        return forest.problem(vocab_size, plan.max_nodes) or self.growth.problem(plan.max_depth)
+        problem = forest.problem(vocab_size, plan.max_nodes) or self.growth.problem(plan.max_depth)
+        laws = self.growth.laws
+        return problem if laws is None else problem or laws.problem(forest, vocab_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 import msgspec
+import numpy as np
 import torch
 
+from kernels.sample import counter_uniform
+from smart_serve.config import sampled_shape
 from smart_serve.drafters.protocol import (
     DraftBatch,
     Drafter,
@@ -20,11 +24,15 @@ from smart_serve.engine.sequence import Sequence
 from smart_serve.models.target import TargetModel
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.speculation.controller import SpeculationController
+from smart_serve.speculation.draft_laws import DraftLaws
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.tree import Forest
 
 _LOG = logging.getLogger(__name__)
+DRAFT_STREAM = 0x3C6EF372FE94F82B
+"""Keeps the drafter's draws apart from the target's, which the same seed and position key. Any
+constant would do."""
 NO_ROOM_TOKENS = 64
 """Tokens that a sequence goes on for without drafts after the drafter had no room for it."""
 
@@ -39,9 +47,31 @@ class Drafted:
     layer_rows: tuple[int, ...] = ()
     layer_ms: tuple[float, ...] = ()
     elapsed_ms: float = 0.0
+    laws: DraftLaws | None = None
+    """What the trees were drawn from, if they were."""
 
-    def with_forest(self, forest: Forest) -> Drafted:
-        return replace(self, forest=forest)
+    @property
+    def wanted_nodes(self) -> list[int]:
+        """Nodes of each tree that room must be had for: those of a tree that was drawn are as many
+        as it might have got, lest the room decide by what was drawn."""
+        sizes = self.forest.sizes
+        shape = sampled_shape(self.policy)
+        most = sizes if shape is None else np.where(sizes > 0, shape.num_nodes, 0)
+        nodes: list[int] = most.tolist()
+        return nodes
+
+    def cut(self, room: Seq[int]) -> Drafted:
+        """Each tree's first `room[i]` nodes; none of a tree that was drawn, if not all fit."""
+        if self.laws is None:
+            return replace(self, forest=self.forest.cut(room))
+        wanted, sizes = self.wanted_nodes, self.forest.sizes.tolist()
+        fits = [has >= wants for has, wants in zip(room, wanted, strict=True)]
+        forest = self.forest.cut(
+            [size if fit else 0 for size, fit in zip(sizes, fits, strict=True)]
+        )
+        places = [i for i, fit in enumerate(fits) if fit]
+        laws = self.laws.only(places, len(fits)).spread(places)
+        return replace(self, forest=forest, laws=laws)
 
 
 class Drafting:
@@ -91,14 +121,21 @@ class Drafting:
         plan = self._controller.plan(policy, len(decodes), context, catch_up_rows)
         if plan is None:
             return plain
+        drawn = sampled_shape(policy)
+        if drawn is not None and max_nodes < len(asking) * drawn.num_nodes:
+            return plain  # Before anything is drawn: what is may not decide.
         if max_nodes < plan.max_nodes:
             plan = msgspec.structs.replace(plan, max_nodes=max_nodes)
+        if drawn is not None:
+            plan = _with_draws(plan, asking)
         clock = time.perf_counter()
         proposal = self._ask(drafter, feed, asking, plan)
         if proposal is None:
             return plain
+        placed = proposal.growth.spread(len(decodes), places)
         return Drafted(
-            forest=proposal.growth.forest.spread(len(decodes), places),
+            forest=placed.forest,
+            laws=placed.laws,
             policy=policy,
             growth=proposal.growth,
             layer_rows=proposal.layer_rows,
@@ -133,6 +170,8 @@ class Drafting:
                 _set_aside(sequence)
             return None
         problem = proposal.problem(len(asking), self._model.vocab_size, plan)
+        if sampled_shape(plan.policy) is not None and proposal.growth.laws is None:
+            problem = problem or "drawn trees without the distributions they were drawn from"
         if problem is not None:
             _LOG.warning("the drafter's answer is refused: %s", problem)
             return None
@@ -161,6 +200,18 @@ def _set_aside(sequence: Sequence) -> None:
     than drafts bring."""
     sequence.draft.lose()
     sequence.draft.resume_at = sequence.num_computed + NO_ROOM_TOKENS
+
+
+def _with_draws(plan: GrowthPlan, asking: list[Sequence]) -> GrowthPlan:
+    """The plan with each sequence's temperature, and a seed of its own for this step's draws."""
+    seeds = np.asarray([sequence.seed for sequence in asking], np.int64) ^ DRAFT_STREAM
+    positions = np.asarray([len(sequence.tokens) for sequence in asking], np.int64)
+    uniforms = counter_uniform(seeds, positions) * 2.0**53
+    return msgspec.structs.replace(
+        plan,
+        draw_seeds=tuple(uniforms.astype(np.int64).tolist()),
+        temperatures=tuple(sequence.request.sampling.temperature for sequence in asking),
+    )
 
 
 def mean_context(decodes: tuple[Sequence, ...]) -> float:

@@ -90,6 +90,9 @@ class Engine:
     def add(self, request: GenerateRequest, features: Seq[NDArray[np.float32]] = ()) -> Sequence:
         """Queue a request. Raises `ClientError` if it can never run, `OverloadedError` if full."""
         check_request(request, features, self.model, self.max_context)
+        request.sampling.check_verification(
+            request.sampling.policy or self.config.speculation.policy
+        )
         on_device = tuple(
             torch.tensor(array, dtype=self.model.dtype, device=self.model.device)
             for array in features
@@ -174,10 +177,10 @@ class Engine:
         if drafted.forest.num_nodes == 0:
             return drafted
         room = [
-            self.scheduler.reserve_nodes(sequence, int(size))
-            for sequence, size in zip(work.decodes, drafted.forest.sizes, strict=True)
+            self.scheduler.reserve_nodes(sequence, size)
+            for sequence, size in zip(work.decodes, drafted.wanted_nodes, strict=True)
         ]
-        return drafted.with_forest(drafted.forest.cut(room))
+        return drafted.cut(room)
 
     def _try_to_verify(self, work: StepWork, drafted: Drafted) -> Verified | None:
         """None: out of memory. No row is committed then, so that the same may be done again."""
@@ -211,7 +214,7 @@ class Engine:
         """The target's token after each tree row and each finished prompt."""
         finished = [chunk.sequence for chunk in work.prefills if chunk.is_last]
         sequences = [*work.decodes, *finished]
-        return draw(self.model.logits(hidden), sequences, drafted.forest)
+        return draw(self.model.logits(hidden), sequences, drafted.forest, drafted.laws)
 
     def _commit(
         self, work: StepWork, drafted: Drafted, verified: Verified

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from kernels.sample import counter_uniform, sample
 from kernels.verify import Walk
+from smart_serve.engine.controls import Controls
 from smart_serve.engine.logprobs import NO_LOGPROBS, RowLogprobs, row_logprobs
 from smart_serve.engine.packing import drawn_positions, row_counts
 from smart_serve.engine.penalties import penalised
+from smart_serve.engine.sampled import verified_by_laws
 from smart_serve.engine.sequence import Sequence
+from smart_serve.speculation.draft_laws import DraftLaws
 from smart_serve.speculation.tree import Forest
 from smart_serve.verification.match import match
 
@@ -36,9 +39,15 @@ class Drawn:
         return np.concatenate(([0], accepted))
 
 
-def draw(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> Drawn:
+def draw(
+    logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest, laws: DraftLaws | None = None
+) -> Drawn:
     """Tokens for logits [R, V]: the rows of each of the first sequences' trees (its root's first),
-    then one row for each sequence that has none."""
+    then one row for each sequence that has none.
+
+    Where a request's rule reads the `laws` that its tree was drawn from, the tokens along the
+    accepted path are that rule's; the other rows' are then of no use.
+    """
     # One reduction for the whole row: a sum is finite only if every logit is. In float32, for a
     # large vocabulary's logits add up to more than float16 holds.
     finite = torch.isfinite(logits.sum(dim=-1, dtype=torch.float32))
@@ -46,7 +55,11 @@ def draw(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> Draw
     if all(sequence.request.sampling.temperature == 0 for sequence in sequences):
         tokens = shaped.argmax(dim=-1)
     else:
+        # A NaN row would poison nothing but itself; zeros keep the sampler's own checks quiet.
+        shaped = torch.nan_to_num(shaped)
         tokens = _sample(shaped, sequences, forest)
+        if laws is not None:
+            tokens = verified_by_laws(tokens, shaped, sequences, forest, laws)
     walk = match(forest, tokens[: forest.num_trees + forest.num_nodes])
     # All that the host must know, in one copy: here the step waits for the device.
     found = (tokens, finite.to(tokens), walk.lengths, walk.paths.flatten())
@@ -64,19 +77,7 @@ def draw(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> Draw
 
 def _sample(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> torch.Tensor:
     counts = row_counts(len(sequences), forest)
-    params = [sequence.request.sampling for sequence in sequences]
     seeds = np.repeat(np.asarray([s.seed for s in sequences], np.int64), counts)
-    real = np.stack(
-        (
-            np.repeat([p.temperature for p in params], counts),
-            np.repeat([p.top_p for p in params], counts),
-            np.repeat([p.min_p for p in params], counts),
-            counter_uniform(seeds, drawn_positions(sequences, forest)),
-        )
-    )
-    on_device = torch.from_numpy(real).to(logits.device)
-    top_ks = torch.from_numpy(np.repeat([p.top_k for p in params], counts)).to(logits.device)
-    temperatures, top_ps, min_ps, uniforms = on_device
-    # A NaN row would poison nothing but itself; zeros keep the sampler's own checks quiet.
-    clean = torch.nan_to_num(logits)
-    return sample(clean, temperatures, top_ps, top_ks, min_ps, uniforms)
+    uniforms = torch.from_numpy(counter_uniform(seeds, drawn_positions(sequences, forest)))
+    controls = Controls.of(sequences, counts, logits.device)
+    return sample(logits, *controls, uniforms.to(logits.device))

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smart_serve.config import SpeculationConfig, chain_length, tree_size
+from smart_serve.config import SpeculationConfig, chain_length, sampled_shape, tree_size
 from smart_serve.messages import SpeculationPlan
+from smart_serve.speculation.draft_laws import LAW_WIDTH
 from smart_serve.speculation.static_tree import Shape, is_static
 
 
@@ -33,6 +34,9 @@ def bounds_of(
     length = config.max_depth if policy == "adaptive-chain" else chain_length(policy)
     if length is not None:
         return Bounds(batch * length, length, 1, length)
+    drawn = sampled_shape(policy)
+    if drawn is not None:
+        return Bounds(batch * drawn.num_nodes, drawn.depth, LAW_WIDTH, drawn.num_nodes)
     if is_static(policy):
         width = 1 + max(max(path) for path in shape)
         return Bounds(batch * len(shape), max(map(len, shape)), width, len(shape))

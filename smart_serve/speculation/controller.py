@@ -149,7 +149,8 @@ class SpeculationController:
     def observe(self, seen: StepObservation) -> None:
         """Learn from a step: acceptance, costs, overhead."""
         self._observe_costs(seen)
-        if seen.growth is None:
+        # What becomes of drawn tokens says little of the likeliest ones, which all else is about.
+        if seen.growth is None or seen.growth.laws is not None:
             return
         self._calibration.observe(seen.forest, seen.accepted)
         self._observed += 1

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from smart_serve.speculation.calibration import acceptance
+from smart_serve.speculation.draft_laws import DraftLaws
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.tree import PROBABILITY_SLACK, FloatArray, Forest, IntArray
 
@@ -58,6 +60,13 @@ class Growth:
     """Per opened depth, the share of an expanded parent's probability that its best child keeps."""
     policy_ms: float = 0.0
     """Wall clock that the policy took; 0 where the trees were grown in another process."""
+    laws: DraftLaws | None = None
+    """Of trees that were drawn."""
+
+    def spread(self, num_trees: int, places: Sequence[int]) -> Growth:
+        """The same trees at `places` (increasing) among `num_trees`; the others are empty."""
+        laws = None if self.laws is None else self.laws.spread(places)
+        return replace(self, forest=self.forest.spread(num_trees, places), laws=laws)
 
     def problem(self, max_depth: int) -> str | None:
         """Why nothing must be learnt from the profile, or None (the forest has its own check)."""
@@ -167,13 +176,7 @@ class TreeGrower(ABC):
 
     def _forest(self, ids: IntArray) -> Forest:
         """Flat trees of the candidates `ids` (increasing, so parents come first)."""
-        trees = self.column("trees")[ids]
-        order = np.argsort(trees, kind="stable")
-        ids, trees = ids[order], trees[order]
-        offsets = np.zeros(self.num_trees + 1, np.int64)
-        np.cumsum(np.bincount(trees, minlength=self.num_trees), out=offsets[1:])
-        row_of = np.zeros(self.num_candidates, np.int64)
-        row_of[ids] = np.arange(len(ids)) - offsets[trees] + 1
+        ids, offsets, row_of = self._rows(ids)
         depths = np.repeat(
             np.arange(1, len(self.layers) + 1), [len(layer.trees) for layer in self.layers]
         )[ids]
@@ -188,6 +191,17 @@ class TreeGrower(ABC):
             confidences=self.column("confidences")[ids],
             path_probs=self.column("path_probs")[ids],
         )
+
+    def _rows(self, ids: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """`ids` tree by tree, the trees' offsets in them, and each candidate's row in its tree."""
+        trees = self.column("trees")[ids]
+        order = np.argsort(trees, kind="stable")
+        ids, trees = ids[order], trees[order]
+        offsets = np.zeros(self.num_trees + 1, np.int64)
+        np.cumsum(np.bincount(trees, minlength=self.num_trees), out=offsets[1:])
+        row_of = np.zeros(self.num_candidates, np.int64)
+        row_of[ids] = np.arange(len(ids)) - offsets[trees] + 1
+        return ids, offsets, row_of
 
     def _nothing(self) -> Forest:
         return Forest.empty(self.num_trees)

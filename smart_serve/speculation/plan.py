@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -44,6 +45,21 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that end a sequence: worth verifying, never worth expanding."""
     child_mass: tuple[float, ...] = ()
     """Per depth, the share of a node's probability that its best child keeps (running estimate)."""
+
+    draw_seeds: tuple[int, ...] = ()
+    """Per tree, of this step's draws, for policies that draw."""
+    temperatures: tuple[float, ...] = ()
+    """Per tree, what the drafter's distribution is drawn at."""
+
+    def of_trees(self, places: Sequence[int]) -> GrowthPlan:
+        """The plan for these of its trees alone."""
+        if len(places) == len(self.draw_seeds) or not self.draw_seeds:
+            return self
+        return msgspec.structs.replace(
+            self,
+            draw_seeds=tuple(self.draw_seeds[place] for place in places),
+            temperatures=tuple(self.temperatures[place] for place in places),
+        )
 
     def verify_ms(self, num_nodes: int) -> FloatArray:
         """Target cost with 0..num_nodes draft nodes. [num_nodes + 1], not to be written to."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from smart_serve.config import sampled_shape
 from smart_serve.speculation.chain import ChainGrower
 from smart_serve.speculation.eagle2 import Eagle2Grower
 from smart_serve.speculation.growth import TreeGrower
 from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.sampled import SampledGrower
 from smart_serve.speculation.smart import SmartGrower
 from smart_serve.speculation.smart_paper import PaperGrower
 from smart_serve.speculation.static_tree import StaticGrower, is_static
@@ -22,6 +24,8 @@ def make_grower(plan: GrowthPlan, num_trees: int, catch_up_rows: int) -> TreeGro
         return Eagle2Grower(plan, num_trees)
     if plan.policy == "adaptive-chain" or plan.policy.startswith("chain:"):
         return ChainGrower(plan, num_trees)
+    if sampled_shape(plan.policy) is not None:
+        return SampledGrower(plan, num_trees)
     if is_static(plan.policy):
         return StaticGrower(plan, num_trees)
     raise ValueError(f"policy '{plan.policy}' grows no trees")

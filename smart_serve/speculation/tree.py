@@ -40,6 +40,14 @@ class Forest:
         sizes[list(places)] = self.sizes
         return replace(self, offsets=np.concatenate(([0], np.cumsum(sizes))))
 
+    def only(self, places: Sequence[int]) -> Forest:
+        """The trees `places` (increasing)."""
+        sizes = self.sizes
+        is_kept = np.zeros(self.num_trees, np.bool_)
+        is_kept[list(places)] = True
+        kept = np.repeat(is_kept, sizes)
+        return self._nodes(np.concatenate(([0], np.cumsum(sizes[is_kept]))), kept)
+
     def cut(self, room: Sequence[int]) -> Forest:
         """Each tree's first `room[i]` nodes; parents come first, so what is left are trees."""
         sizes = np.minimum(self.sizes, np.asarray(room, np.int64))
@@ -47,8 +55,11 @@ class Forest:
             return self
         starts = np.repeat(self.offsets[:-1], self.sizes)
         kept = np.arange(self.num_nodes) - starts < np.repeat(sizes, self.sizes)
+        return self._nodes(np.concatenate(([0], np.cumsum(sizes))), kept)
+
+    def _nodes(self, offsets: IntArray, kept: NDArray[np.bool_]) -> Forest:
         return Forest(
-            offsets=np.concatenate(([0], np.cumsum(sizes))),
+            offsets=offsets,
             token_ids=self.token_ids[kept],
             parents=self.parents[kept],
             depths=self.depths[kept],

@@ -60,7 +60,8 @@ class SampledTrees:
     p_target: torch.Tensor  # [R, V]
     p_draft: torch.Tensor  # [R, V]
     roots: torch.Tensor  # [B]
-    token_ids: torch.Tensor  # [R]
+    parents: torch.Tensor  # [R] a root is its own
+    token_ids: torch.Tensor  # [R] -1 for roots
     children: torch.Tensor  # [R, K] row of each draw after a row, in order; -1: none
     widths: tuple[int, ...]
     """Per depth, the most draws after any node."""
@@ -79,17 +80,21 @@ class SampledTrees:
         table[parents, ranks] = drawn
         widths = np.zeros(int(rows.depths.max(initial=0)) + 1, np.int64)
         np.maximum.at(widths, rows.depths[parents], ranks + 1)
-        roots, tokens, children = (
-            torch.from_numpy(array).to(p_target.device)
-            for array in (rows.roots, rows.token_ids, table)
+        roots, parent_rows, tokens, children = (
+            torch.from_numpy(column).to(p_target.device)
+            for column in (rows.roots, rows.parents, rows.token_ids, table)
         )
         return SampledTrees(
-            p_target, p_draft, roots, tokens, children, tuple(widths.tolist()), rows, draws
+            p_target=p_target,
+            p_draft=p_draft,
+            roots=roots,
+            parents=parent_rows,
+            token_ids=tokens,
+            children=children,
+            widths=tuple(widths.tolist()),
+            rows=rows,
+            draws=draws,
         )
-
-    @property
-    def is_chain(self) -> bool:
-        return max(self.widths) <= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +104,15 @@ class Verdict:
     last: torch.Tensor  # [B] row of the last accepted node, or of the root
     bonus: torch.Tensor  # [B]
 
-    def drawn(self, trees: SampledTrees) -> IntArray:
-        """The target's token after every row on an accepted path, else -1: what `match` would have
-        to be given to walk the same way. [R]"""
-        last, bonus = torch.stack((self.last, self.bonus)).cpu().numpy()
-        drawn = np.full(len(trees.rows.parents), -1, np.int64)
-        drawn[last] = bonus
-        while (is_node := trees.rows.depths[last] > 0).any():
-            last = last[is_node]
-            drawn[trees.rows.parents[last]] = trees.rows.token_ids[last]
-            last = trees.rows.parents[last]
+    def drawn(self, trees: SampledTrees) -> torch.Tensor:
+        """The target's token after every row on an accepted path, else -1: what `match` has to be
+        given to walk the same way. [R]"""
+        drawn = torch.full_like(trees.token_ids, -1)
+        drawn[self.last] = self.bonus
+        row = self.last
+        for _ in trees.widths[1:]:
+            parent = trees.parents[row]
+            # A root is its own parent, and keeps what it has.
+            drawn[parent] = torch.where(parent == row, drawn[row], trees.token_ids[row])
+            row = parent
         return drawn

@@ -41,13 +41,12 @@ def traversal(trees: SampledTrees, chooser: Chooser) -> Verdict:
     """All trees judge one node at a time, together."""
     p, q = trees.p_target.clone(), trees.p_draft.clone()
     accept = torch.ones(len(p), dtype=torch.float64, device=p.device)
-    parents = torch.from_numpy(trees.rows.parents).to(p.device)
     last = trees.roots
     is_done = torch.zeros_like(last, dtype=torch.bool)
     for number, visit in enumerate(_visits(trees), start=1):
         for entered in visit.entered:
             row = torch.from_numpy(entered).to(p.device)
-            at = (parents[row], trees.token_ids[row])
+            at = (trees.parents[row], trees.token_ids[row])
             ratio = p[at] / torch.where(q[at] > 0, q[at], 1.0)
             accept[row] = (accept[at[0]] * ratio).clamp(max=1.0)
         row = torch.from_numpy(visit.judged).to(p.device)
@@ -56,7 +55,7 @@ def traversal(trees: SampledTrees, chooser: Chooser) -> Verdict:
         is_accepted = chooser.bernoulli(probs, number)
         last = torch.where(is_accepted, row, last)
         is_done = is_done | is_accepted
-        _reject(p, q, accept, parents[row], trees.token_ids[row], is_node)
+        _reject(p, q, accept, trees.parents[row], trees.token_ids[row], is_node)
     return Verdict(last, chooser.categorical(p[last], 0))
 
 

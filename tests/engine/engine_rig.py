@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from small_models import IMAGE_TOKEN, VOCAB
+from small_models import IMAGE_TOKEN
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 
@@ -112,7 +112,7 @@ def random_feature_drafter(folder: Path, kv_tokens: int = 2048) -> NetworkDrafte
     with torch.random.fork_rng():
         torch.manual_seed(3)
         network = FeatureDraftNetwork(text).eval()
-        head = nn.Linear(text.hidden_size, VOCAB, bias=False)
+        head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
     eagle = Eagle(network, head, IMAGE_TOKEN if text is not config else None)
     return NetworkDrafter(eagle, num_blocks=kv_tokens // 4 + 1, block_tokens=4)
 

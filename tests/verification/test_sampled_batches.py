@@ -75,7 +75,7 @@ def test_a_tree_fares_the_same_alone_and_in_a_batch(rule: str) -> None:
         p, q = laws(rng, sum(sizes)), laws(rng, sum(sizes))
         together = SampledTrees.of(batch_of(drawn), p, q)
         verdict = SAMPLED_RULES[rule](together, chooser_for(list(range(9))))
-        walk = match(together.draws.forest, torch.from_numpy(verdict.drawn(together)))
+        walk = match(together.draws.forest, verdict.drawn(together))
         first = 0
         for i, (tree, size) in enumerate(zip(drawn, sizes, strict=True)):
             own = slice(first, first + size)
@@ -164,7 +164,7 @@ def test_real_draws_follow_the_law(rule: str) -> None:
     count = len(drawings)
     chooser = CounterChooser(np.full(count, 5), np.arange(count), torch.device("cpu"))
     verdict = SAMPLED_RULES[rule](trees, chooser)
-    walked = verdict.drawn(trees)
+    walked = verdict.drawn(trees).numpy()
     counts = np.bincount(walked[trees.rows.roots], minlength=3)
     expected = count * target_law(p).reshape(3, -1).sum(axis=1)
     assert ((counts - expected) ** 2 / expected).sum() < chi_square_limit(2)
