@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import published
+import published_drafters as published
 import pytest
 import torch
 from transformers import (

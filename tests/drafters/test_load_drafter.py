@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import published
+import published_drafters as published
 import pytest
 import torch
 from small_models import IMAGE_TOKEN, VOCAB, small_text_config
