@@ -59,9 +59,10 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 class LLM:
     """A target, its drafter and its vision encoder.
 
-    `model` is "bundled" or a folder. `drafter` is "bundled", the folder of an EAGLE, EAGLE-3 or MSD
-    checkpoint, "draft_model:FOLDER" for a small language model, or "ngram" for prompt lookup; None
-    decodes plainly. `engine_options` are fields of `EngineConfig` (kv_tokens, max_running, …).
+    `model` is "bundled", a folder or a hub name. `drafter` is "bundled", the folder or hub name of
+    an EAGLE, EAGLE-3 or MSD checkpoint, "draft_model:FOLDER" for a small language model, or "ngram"
+    for prompt lookup; None decodes plainly. `engine_options` are fields of `EngineConfig`
+    (kv_tokens, max_running, …).
     """
 
     def __init__(
