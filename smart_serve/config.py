@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -96,6 +96,13 @@ def rule_objection(rule: str, policy: str) -> str | None:
     return None
 
 
+Ablation = Literal[
+    "path-mean", "even-split", "fitted-curve", "no-calibration", "no-fallback", "no-entry-fee"
+]
+"""What `smart` can be told to do without; see `smart_serve.speculation.ablations`."""
+ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
+
+
 class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of the draft trees; within them the policy decides."""
 
@@ -114,6 +121,8 @@ class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """EAGLE-2's published defaults (total tokens, depth, top k)."""
     paper_nodes: int = 200
     """B_verify of `smart-paper`, over the batch: the best of its paper's table 4."""
+    ablation: Ablation | None = None
+    """For benchmarks alone: `smart` without one of its parts, to see what that part brings."""
 
     def __post_init__(self) -> None:
         if not is_policy(self.policy) and not _STATIC_FILE.fullmatch(self.policy):

@@ -15,6 +15,8 @@ from smart_serve.bench.over_http import HttpBench
 from smart_serve.bench.report import page
 from smart_serve.bench.rounds import Contest, Runner, shown
 from smart_serve.bench.workload import Question, picture_questions, read_workload
+from smart_serve.config import ABLATIONS
+from smart_serve.errors import ConfigError
 
 TRANSFORMERS = "transformers"
 """The name of `generate` among the policies."""
@@ -41,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=7, help="of our questions (%(default)s)")
     text = "also the best fixed tree in hindsight, for each batch"
     parser.add_argument("--oracle", action="store_true", help=text)
+    text = f"also smart without parts of it: some of {', '.join(ABLATIONS)}"
+    parser.add_argument(
+        "--ablate", type=options.words_of(ABLATIONS), default=(), metavar="NAMES", help=text
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to it")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a page with plots to it")
 
@@ -59,8 +65,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, write JSON and page."""
+    if args.url and args.ablate:
+        raise ConfigError("--ablate changes the controller: it needs an engine in this process")
+    policies = [p for p in args.policies if not (args.url and p == TRANSFORMERS)]
     contest = Contest(
-        policies=tuple(p for p in args.policies if not (args.url and p == TRANSFORMERS)),
+        policies=(*policies, *(f"smart-{name}" for name in args.ablate)),
         trees=TREES if args.oracle else (),
         rounds=args.rounds,
         requests=args.requests,
@@ -106,6 +115,8 @@ class _InProcess:
             device=args.device,
             progress=True,
             max_running=max(64, *args.batch),
+            # Rounds repeat questions: with reuse only the first would pay for its prompts.
+            prefix_reuse=False,
         )
         self.engine = EngineBench(llm, questions)
         takes_part = TRANSFORMERS in contest.policies
@@ -140,7 +151,7 @@ def _hold(contest: Contest, runner: Runner, load: Load) -> list[Row]:
 def _line(row: Row) -> str:
     spread = row.speedup
     parts = [
-        f"batch {row.batch:>3}  {row.policy:<15}{row.tokens_per_s:>8.0f} tokens/s",
+        f"batch {row.batch:>3}  {row.policy:<21}{row.tokens_per_s:>8.0f} tokens/s",
         f"{spread.median:>5.2f}x off ({spread.p10:.2f}-{spread.p90:.2f})",
     ]
     if row.temperature:

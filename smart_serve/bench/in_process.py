@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from smart_serve.bench.clocked import ClockedController, ClockedDrafter, ReliabilityCount
 from smart_serve.bench.figures import Calibrations, Costs, Load, Sample, TimeSplit
 from smart_serve.bench.workload import Question
+from smart_serve.config import ABLATIONS, Ablation
 from smart_serve.engine.emission import Emission
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.sequence import Sequence as EngineSequence
@@ -22,6 +23,14 @@ from smart_serve.speculation.controller import StepObservation
 from vision.image import image_from_pil
 
 Features = list[NDArray[np.float32]]
+
+
+def parse_name(name: str) -> tuple[str, Ablation | None]:
+    """(policy, None), or ("smart", NAME) of `smart-NAME`."""
+    for ablation in ABLATIONS:
+        if name == f"smart-{ablation}":
+            return "smart", ablation
+    return name, None
 
 
 class EngineBench:
@@ -61,10 +70,11 @@ class EngineBench:
         """What `smart` said of its draft tokens, and what became of them."""
         return self._reliability.result()
 
-    def run(self, policy: str, load: Load, first: int) -> Sample:
+    def run(self, name: str, load: Load, first: int) -> Sample:
         """Answer `load.requests` questions, from number `first` on; `_ClosedLoop` says what of it
         is counted."""
-        controller = self._take(policy)
+        policy, ablation = parse_name(name)
+        controller = self._take(name, ablation)
         places = [(first + i) % len(self._work) for i in range(load.requests)]
         loop = _ClosedLoop(self._engine, load.batch, self._requests(places, policy, load))
         tally = _Tally(controller, self._drafter)
@@ -77,20 +87,20 @@ class EngineBench:
             if loop.is_steady:
                 seen = self._engine.last_step
                 tally.add(1e3 * (now - clock), emissions, seen)
-                if policy == "smart" and seen is not None:
+                if name == "smart" and seen is not None:
                     self._reliability.add(seen)
             loop.take(emissions, now)
         return tally.sample(loop)
 
-    def _take(self, policy: str) -> ClockedController:
-        if policy not in self._controllers:
-            self._controllers[policy] = ClockedController(
-                self._engine.config.speculation,
+    def _take(self, name: str, ablation: Ablation | None) -> ClockedController:
+        if name not in self._controllers:
+            self._controllers[name] = ClockedController(
+                msgspec.structs.replace(self._engine.config.speculation, ablation=ablation),
                 self._engine.costs,
                 self._drafter.info.layer_cost if self._drafter else None,
                 self._engine.model.eos_token_ids,
             )
-        controller = self._controllers[policy]
+        controller = self._controllers[name]
         self._engine.set_controller(controller)
         return controller
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Iterable
 
 from smart_serve.config import POLICY_NAMES, is_policy
@@ -45,7 +46,8 @@ def policies_and_generate(text: str) -> tuple[str, ...]:
 
 def names(text: str, *known: str) -> tuple[str, ...]:
     """Words among `known`, or policies with numbers of their own; each once."""
-    words = tuple(text.split(","))
+    # A comma before a digit belongs to a policy: `delayed:2,1,3`.
+    words = tuple(re.split(r",(?!\d)", text))
     for word in words:
         if word not in known and not is_policy(word):
             raise argparse.ArgumentTypeError(f"'{word}' is not one of {', '.join(known)}")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from smart_serve.config import SpeculationConfig
 from smart_serve.messages import SpeculationPlan
+from smart_serve.speculation.ablations import ablated_plan
 from smart_serve.speculation.adaptive_chain import AdaptiveChain
 from smart_serve.speculation.bounds import bounds_of, knots_up_to
 from smart_serve.speculation.calibration import Calibration
@@ -119,7 +120,7 @@ class SpeculationController:
         plan = self._current_plan(policy, batch, context, envelope)
         if policy == "adaptive-chain":
             return self._adaptive_chain.plan(plan, batch, catch_up_rows)
-        if policy != "smart":
+        if policy != "smart" or self._config.ablation == "no-fallback":
             return plan
         outlook = self._outlook(plan, batch, catch_up_rows)
         kept = self._promises.factor(batch)
@@ -207,7 +208,7 @@ class SpeculationController:
         tokens = batch + np.asarray(knots, np.float64)
         verify = self._costs.verify_ms(tokens, batch, context)
         verify = np.maximum.accumulate(verify * self._verify_residuals.factors(tokens))
-        return GrowthPlan(
+        plan = GrowthPlan(
             policy=policy,
             max_nodes=max_nodes,
             max_depth=bounds.max_depth,
@@ -222,6 +223,8 @@ class SpeculationController:
             terminal_tokens=self._terminal_tokens,
             child_mass=self._profile.child_mass,
         )
+        ablation = self._config.ablation if policy == "smart" else None
+        return plan if ablation is None else ablated_plan(plan, ablation, batch)
 
     def _verify_ms(self, num_tokens: int, batch: int, context: float) -> float:
         table = self._costs.step_ms(num_tokens, batch, context)

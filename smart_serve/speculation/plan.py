@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from smart_serve.config import Ablation
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.tree import FloatArray
 
@@ -43,6 +44,8 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Verify at least one node per tree: what is never verified is never learnt of."""
     terminal_tokens: tuple[int, ...] = ()
     """Tokens that end a sequence: worth verifying, never worth expanding."""
+    ablation: Ablation | None = None
+    """What `smart` is to do without, in a benchmark."""
     child_mass: tuple[float, ...] = ()
     """Per depth, the share of a node's probability that its best child keeps (running estimate)."""
 

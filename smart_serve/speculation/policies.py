@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from smart_serve.config import sampled_shape
+from smart_serve.speculation.ablations import ablated_grower
 from smart_serve.speculation.chain import ChainGrower
 from smart_serve.speculation.eagle2 import Eagle2Grower
 from smart_serve.speculation.growth import TreeGrower
@@ -17,7 +18,8 @@ def make_grower(plan: GrowthPlan, num_trees: int, catch_up_rows: int) -> TreeGro
     """The grower of `plan.policy` for one step of `num_trees` sequences; the drafter's first pass
     runs `catch_up_rows` rows."""
     if plan.policy == "smart":
-        return SmartGrower(plan, num_trees, catch_up_rows)
+        grower = SmartGrower if plan.ablation is None else ablated_grower(plan.ablation)
+        return grower(plan, num_trees, catch_up_rows)
     if plan.policy == "smart-paper":
         return PaperGrower(plan, num_trees)
     if plan.policy == "eagle2" or plan.policy.startswith("eagle2:"):

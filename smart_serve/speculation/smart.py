@@ -42,7 +42,7 @@ class SmartGrower(TreeGrower):
         if len(worth) == 0:
             return worth
         rows = np.arange(1, len(worth) + 1)
-        gain = self._next_child_mass() * np.cumsum(layer.path_probs[worth])
+        gain = np.cumsum(self._next_gains(layer, worth, order[:nodes]))
         opened = self._spent_ms + self.plan.draft_layer.at(rows.astype(np.float64))
         # One child of each expanded node is expected among the verified ones.
         cost = opened + self._verify_ms[np.minimum(nodes + rows, len(self._verify_ms) - 1)]
@@ -75,16 +75,28 @@ class SmartGrower(TreeGrower):
         """The first two of `_scan`, kept until a layer comes."""
         if self._ranked is None or self._ranked[0] != len(self.layers):
             path_probs = self.column("path_probs")
-            # Stable: ties go to the shallower node.
-            order = np.argsort(-path_probs, kind="stable")[: self.plan.max_nodes]
+            order = self._order(path_probs)[: self.plan.max_nodes]
             tokens = np.empty(len(order) + 1)
             tokens[0] = self.num_trees
-            np.cumsum(path_probs[order], out=tokens[1:])
+            np.cumsum(self._gains(path_probs, order), out=tokens[1:])
             tokens[1:] += self.num_trees
             self._ranked = len(self.layers), order, tokens
         return self._ranked[1], self._ranked[2]
 
-    def _next_child_mass(self) -> float:
+    def _order(self, path_probs: FloatArray) -> IntArray:
+        """Candidate ids, best first. Stable: ties go to the shallower node."""
+        order: IntArray = np.argsort(-path_probs, kind="stable")
+        return order
+
+    def _gains(self, path_probs: FloatArray, order: IntArray) -> FloatArray:
+        """Expected tokens that each candidate adds to those before it in `order`. [m]"""
+        gains: FloatArray = path_probs[order]
+        return gains
+
+    def _next_gains(self, layer: Layer, worth: IntArray, taken: IntArray) -> FloatArray:
+        """What the best child of each candidate `worth` expanding may add to the `taken` ones."""
         depth = len(self.layers) + 1
         known = self.plan.child_mass
-        return known[min(depth, len(known)) - 1] if known else DEFAULT_CHILD_MASS
+        mass = known[min(depth, len(known)) - 1] if known else DEFAULT_CHILD_MASS
+        gains: FloatArray = mass * layer.path_probs[worth]
+        return gains

@@ -115,11 +115,11 @@ class PaperGrower(TreeGrower):
 
 def fit_cost(plan: GrowthPlan, num_trees: int) -> FittedCost:
     """The paper's curves for one of `num_trees` trees, through five measured points."""
-    return _fit(plan.verify_knots, plan.verify_knot_ms, plan.draft_layer.y[0], num_trees)
+    return fit_curve(plan.verify_knots, plan.verify_knot_ms, plan.draft_layer.y[0], num_trees)
 
 
 @functools.lru_cache(maxsize=64)
-def _fit(
+def fit_curve(
     knots: tuple[int, ...], knot_ms: tuple[float, ...], layer_ms: float, num_trees: int
 ) -> FittedCost:
     """Least squares over a grid of (ρ, δ), γ in closed form: the curve is linear in γ."""

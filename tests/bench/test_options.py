@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from smart_serve.bench.options import policies
 from smart_serve.cli import main
+
+
+def test_policies_may_hold_commas_of_their_own() -> None:
+    text = "off,delayed:2,1,3,chain:3,distinct:2,2"
+    assert policies(text) == ("off", "delayed:2,1,3", "chain:3", "distinct:2,2")
 
 
 @pytest.mark.parametrize(
