@@ -183,13 +183,12 @@ class Engine:
         return drafted.cut(room)
 
     def _try_to_verify(self, work: StepWork, drafted: Drafted) -> Verified | None:
-        """None: out of memory. No row is committed then, so that the same may be done again."""
+        """None: out of memory. No row is committed then, so that the same may be done again (by
+        the caller, for within the `except` the traceback still holds tensors)."""
         try:
             return self._verify(work, drafted)
         except torch.OutOfMemoryError:
-            return (
-                None  # The caller goes on only here, when the traceback holds no tensor any more.
-            )
+            return None
 
     def _verify(self, work: StepWork, drafted: Drafted) -> Verified:
         clock = time.perf_counter()

@@ -1,7 +1,9 @@
-"""Rows that accept different lengths keep tokens, positions and KV in step."""
+"""Rows that accept different lengths keep tokens, positions and KV in step, whatever comes and
+goes: every now and then all that the cache holds is compared with a forward from scratch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,13 @@ from small_models import VOCAB
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from smart_serve.engine.engine import Engine
+from smart_serve.engine.scheduler import Scheduler
 from smart_serve.engine.sequence import Sequence
 from smart_serve.messages import SamplingParams
 
-BATCH, STEPS, TOKENS = 5, 200, 400
+STEPS, TOKENS = 500, 120
+KV_TOKENS = 320
+"""Too few for all that run, so that sequences are pre-empted."""
 
 
 class Reference:
@@ -39,32 +44,13 @@ def long_cases(folder: Path, cases: list[Case]) -> list[Case]:
     """The same prompts with answers of `TOKENS`, from plain decoding (tested elsewhere)."""
     engine = make_engine(folder, None, "off", kv_tokens=4096)
     sampling = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
-    sequences = [engine.add(case.request(sampling), ()) for case in cases[:BATCH]]
+    sequences = [engine.add(case.request(sampling), ()) for case in cases]
     while engine.scheduler.has_work:
         engine.step()
     return [
         Case(case.token_ids, (), (), answer)
-        for case, answer in zip(cases, answers(sequences), strict=False)
+        for case, answer in zip(cases, answers(sequences), strict=True)
     ]
-
-
-def texts_hold(sequences: list[Sequence], cases: list[Case]) -> bool:
-    pairs = zip(answers(sequences), cases, strict=True)
-    return all(text == case.answer[: len(text)] for text, case in pairs)
-
-
-def is_in_step(engine: Engine, sequence: Sequence, reference: Reference) -> bool:
-    assert sequence.num_computed == len(sequence.tokens) - 1
-    positions = np.arange(sequence.num_computed)
-    slots = torch.from_numpy(engine.cache.slots(sequence.blocks, positions))
-    expected = reference.keys_and_values(sequence.tokens[:-1])
-    for layer, (keys, values) in enumerate(expected):
-        held_keys = engine.cache.keys[layer].flatten(0, 1)[slots]
-        held_values = engine.cache.values[layer].flatten(0, 1)[slots]
-        same = torch.allclose(held_keys, keys, atol=1e-4, rtol=1e-3)
-        if not same or not torch.allclose(held_values, values, atol=1e-4, rtol=1e-3):
-            return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -77,49 +63,131 @@ def cases(small_llama: Path, llama_cases: list[Case]) -> list[Case]:
     return long_cases(small_llama, llama_cases)
 
 
-def thicket_engine(folder: Path, cases: list[Case], seed: int) -> tuple[Engine, list[Sequence]]:
-    # Mostly shallow trees, so that 200 steps fit into one answer.
-    drafter = KnowingDrafter(thicket(np.random.default_rng(seed), VOCAB, max_nodes=6))
-    engine = make_engine(folder, drafter, kv_tokens=4096)
-    drafter.texts = {i: [*case.token_ids, *case.answer] for i, case in enumerate(cases)}
-    sampling = SamplingParams(max_tokens=TOKENS, ignore_eos=True)
-    return engine, [engine.add(case.request(sampling), ()) for case in cases]
+@dataclass
+class Traffic:
+    """Requests that come, go on from an earlier answer, are aborted and pre-empted, at random."""
+
+    engine: Engine
+    drafter: KnowingDrafter
+    cases: list[Case]
+    rng: np.random.Generator
+    sequences: list[Sequence] = field(default_factory=list)
+    texts: list[list[int]] = field(default_factory=list)
+    """What each sequence's tokens must turn out to be the beginning of."""
+    lengths: set[tuple[int, ...]] = field(default_factory=set)
+    """Tokens that each sequence of a step emitted."""
+
+    @staticmethod
+    def start(folder: Path, cases: list[Case]) -> Traffic:
+        rng = np.random.default_rng(0)
+        drafter = KnowingDrafter(thicket(rng, VOCAB, max_nodes=6))
+        engine = make_engine(folder, drafter, kv_tokens=KV_TOKENS, prefill_chunk_tokens=20)
+        return Traffic(engine, drafter, cases, rng)
+
+    def step(self) -> None:
+        if self.rng.random() < 0.2 and len(self.running) < 8:
+            self._add()
+        if self.rng.random() < 0.03 and self.running:
+            self.engine.abort(self.rng.choice(self.running))
+        emissions = self.engine.step()
+        self.lengths.add(tuple(len(emission.token_ids) for emission in emissions))
+        held = [s.blocks for s in self.engine.scheduler.running]
+        self.engine.scheduler.pool.check(held)
+
+    @property
+    def running(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if sequence.finish_reason is None]
+
+    def texts_hold(self) -> bool:
+        pairs = zip(self.sequences, self.texts, strict=True)
+        return all(sequence.tokens == text[: len(sequence.tokens)] for sequence, text in pairs)
+
+    def is_in_step(self, reference: Reference) -> bool:
+        """Whether the committed keys and values of all that run are the stock model's."""
+        return all(self._holds(s, reference) for s in self.running if s.num_computed > 0)
+
+    def _add(self) -> None:
+        case = self.cases[self.rng.integers(len(self.cases))]
+        text = [*case.token_ids, *case.answer]
+        num_prompt = len(case.token_ids) + int(self.rng.integers(TOKENS // 2))
+        sampling = SamplingParams(max_tokens=int(self.rng.integers(2, 60)), ignore_eos=True)
+        prompt = Case(tuple(text[:num_prompt]), (), ())
+        sequence = self.engine.add(prompt.request(sampling))
+        self.drafter.texts[sequence.id] = text
+        self.sequences.append(sequence)
+        self.texts.append(text)
+
+    def _holds(self, sequence: Sequence, reference: Reference) -> bool:
+        cache, positions = self.engine.cache, np.arange(sequence.num_computed)
+        slots = torch.from_numpy(cache.slots(sequence.blocks, positions))
+        expected = reference.keys_and_values(sequence.tokens[: sequence.num_computed])
+        return all(
+            torch.allclose(held.flatten(0, 1)[slots], right, atol=1e-4, rtol=1e-3)
+            for layer, both in enumerate(expected)
+            for held, right in zip((cache.keys[layer], cache.values[layer]), both, strict=True)
+        )
 
 
-def test_two_hundred_steps_of_random_acceptance_stay_in_step(
+def test_five_hundred_steps_of_random_traffic_stay_in_step(
     small_llama: Path, cases: list[Case], reference: Reference
 ) -> None:
-    engine, sequences = thicket_engine(small_llama, cases, seed=0)
-    lengths: set[tuple[int, ...]] = set()
+    traffic = Traffic.start(small_llama, cases)
     for step in range(STEPS):
-        emissions = engine.step()
-        lengths.add(tuple(len(emission.token_ids) for emission in emissions))
-        running = [sequence for sequence in sequences if sequence.finish_reason is None]
-        if step % 40 == 7:
-            assert all(is_in_step(engine, sequence, reference) for sequence in running)
-        assert texts_hold(sequences, cases)
-    assert len(lengths) > 50, "rows must accept different lengths"
+        traffic.step()
+        assert traffic.texts_hold()
+        if step % 25 == 7:
+            assert traffic.is_in_step(reference)
+    tallies = [sequence.tally for sequence in traffic.sequences]
+    assert len(traffic.lengths) > 50, "rows must accept different lengths"
+    assert sum(tally.accepted for tally in tallies) > 200
+    assert sum(tally.pre_emptions for tally in tallies) > 5
+    assert sum(tally.cached_tokens for tally in tallies) > 500
+    assert {s.finish_reason for s in traffic.sequences} >= {"length", "cancelled"}
 
 
-def run_with_broken_moves(
-    folder: Path, cases: list[Case], reference: Reference, shift: int
-) -> bool:
-    """Whether everything is still in step after 40 steps in which moves miss by `shift`."""
-    engine, sequences = thicket_engine(folder, cases, seed=0)
+def no_bug(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+    """The same run passes without one."""
+
+
+def moves_miss_by_one(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     honest = engine.cache.commit
     engine.cache.commit = lambda slots, first, paths, lengths: honest(
-        slots, first, (paths + shift).clamp(min=0), lengths
+        slots, first, (paths - 1).clamp(min=0), lengths
     )
-    for _ in range(40):
-        engine.step()
-        if not texts_hold(sequences, cases):
-            return False
-    return all(is_in_step(engine, sequence, reference) for sequence in sequences)
 
 
-def test_moves_that_miss_by_one_are_caught(
-    small_llama: Path, cases: list[Case], reference: Reference
+def positions_miss_by_one(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+    """Of rows beyond the first 64, so that it shows late only."""
+    monkeypatch.setattr(Sequence, "positions_of", lambda self, indices: indices + (indices >= 64))
+
+
+def blocks_are_published_a_token_early(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+    honest = Scheduler.commit
+
+    def hasty(self: Scheduler, sequence: Sequence) -> None:
+        sequence.num_computed += 1
+        honest(self, sequence)
+        sequence.num_computed -= 1
+
+    monkeypatch.setattr(Scheduler, "commit", hasty)
+
+
+BUGS = (moves_miss_by_one, positions_miss_by_one, blocks_are_published_a_token_early)
+
+
+@pytest.mark.parametrize("bug", [no_bug, *BUGS])
+def test_a_planted_miss_by_one_is_caught(
+    small_llama: Path,
+    cases: list[Case],
+    reference: Reference,
+    bug: object,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The control; with no shift the same run passes."""
-    assert run_with_broken_moves(small_llama, cases, reference, 0)
-    assert not run_with_broken_moves(small_llama, cases, reference, -1)
+    traffic = Traffic.start(small_llama, cases)
+    bug(monkeypatch, traffic.engine)
+    for step in range(150):
+        traffic.step()
+        is_right = traffic.texts_hold() and (step % 10 or traffic.is_in_step(reference))
+        if not is_right:
+            break
+    assert bool(is_right) == (bug is no_bug)
