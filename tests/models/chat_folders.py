@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import published_drafters as published
 import torch
 from small_models import small_qwen2_vl_config
 from transformers import (
@@ -19,7 +20,6 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from smart_serve.bundled import TARGET_FOLDER
-from tests.drafters import published
 from tests.frontend.qwen_folder import write_qwen_folder
 
 
