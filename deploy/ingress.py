@@ -83,9 +83,7 @@ class IngressReplica:
                 raise ClientError(message, code="invalid_value", param="images")
             body = {"model": service.served_name, "messages": list(prompt), "n": 1, **sampling}
             chat = service.prepare_chat_body(msgspec.json.encode(body))
-            if len(chat.requests) > 1:
-                message = "a handle streams one answer"
-                raise ClientError(message, code="invalid_value", param="n")
+            _check_is_text(chat)
             return chat
         try:
             parsed = SamplingParams(**sampling)
@@ -99,4 +97,13 @@ class IngressReplica:
             images=tuple(check_image(data, service.limits) for data in images),
         )
         options = AnswerOptions(sampling=parsed, stream=True, include_usage=True)
-        return service.prepare_chat(ParsedChat(conversation=conversation, options=options))
+        chat = service.prepare_chat(ParsedChat(conversation=conversation, options=options))
+        _check_is_text(chat)
+        return chat
+
+
+def _check_is_text(chat: PreparedAnswer) -> None:
+    first, *others = chat.requests
+    if others or first.sampling.logprobs is not None:
+        message = "a handle streams the text of one answer; HTTP gives several, and logprobs"
+        raise ClientError(message, code="invalid_value", param="n" if others else "logprobs")

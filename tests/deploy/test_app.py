@@ -103,6 +103,9 @@ def test_python_handle(app: ServedApp, llm: LLM, png: bytes) -> None:
     assert "".join(again) == expected.text
     with pytest.raises(Exception, match="max_tokens must be at least 1"):
         list(stream.remote("Hello", max_tokens=0))
+    for fields in ({"n": 2}, {"logprobs": True}):
+        with pytest.raises(Exception, match="streams the text of one"):
+            list(stream.remote(with_picture(png), **fields))
     with pytest.raises(Exception, match="sampling takes"):
         list(stream.remote("Hello", tokens=3))
 
