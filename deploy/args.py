@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from smart_serve.config import EngineConfig
 from smart_serve.errors import ConfigError
 from smart_serve.limits import Limits
+from vision.fetch import HOST_RULE
 
 BUNDLED_NAME = "smart-serve-bundled"
 
@@ -54,6 +55,8 @@ class AppArgs(BaseModel):
     limits: dict[str, Any] = {}
     """Fields of `Limits`."""
 
+    image_domains: tuple[Annotated[str, Field(pattern=HOST_RULE)], ...] = ()
+    """Hosts from which pictures may be fetched by https (see `vision.fetch`); none: never."""
     api_keys_file: str | None = None
     """Who may call the HTTP API (see `deploy.keys`); read where the application is built."""
     log_format: Literal["text", "json"] = "text"

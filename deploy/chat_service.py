@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -11,7 +12,6 @@ from typing import Protocol
 import msgspec
 
 from deploy.args import AppArgs
-from smart_serve.errors import ClientError
 from smart_serve.frontend.detokenizer import Detokenizer
 from smart_serve.frontend.prompt import Prompt, PromptBuilder, check_length
 from smart_serve.messages import GenerateRequest, SamplingParams, TokenChunk
@@ -27,12 +27,16 @@ from smart_serve.openai.schema import (
 )
 from smart_serve.openai.shapes import AnswerShape, ChatShape, TextShape
 from smart_serve.openai.validate import (
+    Conversation,
     ParsedChat,
+    RemoteImage,
+    located_image,
     parse_body,
     parse_chat,
     parse_completion,
-    parse_messages,
+    parse_tokenize,
 )
+from vision.fetch import PictureFetcher
 from vision.image import CheckedImage
 
 
@@ -62,10 +66,14 @@ class PreparedAnswer(msgspec.Struct, frozen=True, kw_only=True):
 class ChatService:
     """Text stays at the edge: template, tokens and stop strings are handled here."""
 
-    def __init__(self, args: AppArgs, source: TokenSource) -> None:
+    def __init__(
+        self, args: AppArgs, source: TokenSource, fetcher: PictureFetcher | None = None
+    ) -> None:
+        """`fetcher`: of pictures; None: there is none, and nothing is ever asked of other hosts."""
         self.limits = args.parsed_limits()
         self.served_name = args.served_name
         self._source = source
+        self._fetcher = fetcher
         self._builder = PromptBuilder.from_folder(
             resolve_model(args.model, weights=False), self.limits
         )
@@ -78,64 +86,46 @@ class ChatService:
         card = ModelCard(id=self.served_name, created=self._created, max_model_len=self._context)
         return ModelList(data=(card,))
 
-    def prepare_chat_body(self, body: bytes) -> PreparedAnswer:
+    async def prepare_chat_body(self, body: bytes) -> PreparedAnswer:
         """From the body of a chat. Raises `ClientError`."""
-        request = parse_body(body, ChatRequest, self.limits, self.served_name)
-        return self.prepare_chat(parse_chat(request, self.limits))
+        chat = await asyncio.to_thread(self._parse_chat, body)
+        conversation = await self._fetched(chat.conversation)
+        chat = msgspec.structs.replace(chat, conversation=conversation)
+        return await asyncio.to_thread(self.prepare_chat, chat)
 
     def prepare_chat(self, chat: ParsedChat) -> PreparedAnswer:
         """Template, tokens, lengths. Raises `ClientError`."""
-        conversation, options = chat.conversation, chat.options
-        prompt = self._builder.build(conversation.messages, conversation.images)
+        options = chat.options
+        prompt, images = self._build(chat.conversation)
         head = self._head("chatcmpl")
         choices = options.choices(len(prompt.token_ids), self._context)
         return PreparedAnswer(
             id=head.id,
             shape=ChatShape(head),
             requests=self._requests(head.id, prompt, choices, "messages"),
-            images=conversation.images,
+            images=images,
             prompt_tokens=len(prompt.token_ids),
             stream=options.stream,
             include_usage=options.include_usage,
         )
 
-    def prepare_completion_body(self, body: bytes) -> PreparedAnswer:
+    async def prepare_completion_body(self, body: bytes) -> PreparedAnswer:
         """From the body of a text completion; choice i of prompt p is number p * n + i."""
-        request = parse_body(body, CompletionRequest, self.limits, self.served_name)
-        parsed = parse_completion(request, self.limits)
-        options, head = parsed.options, self._head("cmpl")
-        prompts = [self._builder.build_plain(prompt) for prompt in parsed.prompts]
-        requests: list[GenerateRequest] = []
-        for prompt in prompts:
-            choices = options.choices(len(prompt.token_ids), self._context)
-            requests += self._requests(head.id, prompt, choices, "prompt")
-        return PreparedAnswer(
-            id=head.id,
-            shape=TextShape(head),
-            requests=tuple(requests),
-            prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
-            stream=options.stream,
-            include_usage=options.include_usage,
-        )
+        return await asyncio.to_thread(self._prepare_completion, body)
 
-    def tokenize(self, body: bytes) -> Tokens:
+    async def tokenize(self, body: bytes) -> Tokens:
         """The tokens of a conversation or of plain text. Raises `ClientError`."""
-        request = parse_body(body, TokenizeRequest, self.limits, self.served_name)
-        if (request.messages is None) == (request.prompt is None):
-            message = "give messages or prompt, and not both"
-            raise ClientError(message, code="invalid_value", param="messages")
-        if request.messages is not None:
-            chat = parse_messages(request.messages, self.limits)
-            ids = self._builder.build(chat.messages, chat.images).token_ids
+        parsed = await asyncio.to_thread(self._parse_tokenize, body)
+        if isinstance(parsed, str):
+            prompt = await asyncio.to_thread(self._builder.build_plain, parsed)
         else:
-            ids = self._builder.build_plain(request.prompt or "").token_ids
-        return Tokens(ids, len(ids), self._context)
+            conversation = await self._fetched(parsed)
+            prompt, _ = await asyncio.to_thread(self._build, conversation)
+        return Tokens(prompt.token_ids, len(prompt.token_ids), self._context)
 
-    def detokenize(self, body: bytes) -> Detokenized:
+    async def detokenize(self, body: bytes) -> Detokenized:
         """Text of token ids. Raises `ClientError`."""
-        request = parse_body(body, DetokenizeRequest, self.limits, self.served_name)
-        self._builder.tokenizer.check_ids(request.tokens, "tokens")
-        return Detokenized(self._builder.tokenizer.decode(request.tokens))
+        return await asyncio.to_thread(self._detokenize, body)
 
     def answer(self, answer: PreparedAnswer) -> AsyncGenerator[TextNews]:
         """The choices' text as it comes; each one's last item carries its end and its stats.
@@ -155,6 +145,59 @@ class ChatService:
         async with aclosing(self._source.stream(request, images)) as chunks:
             async for item in text_news(chunks, detokenizer, index):
                 yield item
+
+    def _parse_chat(self, body: bytes) -> ParsedChat:
+        request = parse_body(body, ChatRequest, self.limits, self.served_name)
+        return parse_chat(request, self.limits, self._fetcher is not None)
+
+    def _parse_tokenize(self, body: bytes) -> Conversation | str:
+        request = parse_body(body, TokenizeRequest, self.limits, self.served_name)
+        return parse_tokenize(request, self.limits, self._fetcher is not None)
+
+    def _prepare_completion(self, body: bytes) -> PreparedAnswer:
+        request = parse_body(body, CompletionRequest, self.limits, self.served_name)
+        parsed = parse_completion(request, self.limits)
+        options, head = parsed.options, self._head("cmpl")
+        prompts = [self._builder.build_plain(prompt) for prompt in parsed.prompts]
+        requests: list[GenerateRequest] = []
+        for prompt in prompts:
+            choices = options.choices(len(prompt.token_ids), self._context)
+            requests += self._requests(head.id, prompt, choices, "prompt")
+        return PreparedAnswer(
+            id=head.id,
+            shape=TextShape(head),
+            requests=tuple(requests),
+            prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
+            stream=options.stream,
+            include_usage=options.include_usage,
+        )
+
+    def _detokenize(self, body: bytes) -> Detokenized:
+        request = parse_body(body, DetokenizeRequest, self.limits, self.served_name)
+        self._builder.tokenizer.check_ids(request.tokens, "tokens")
+        return Detokenized(self._builder.tokenizer.decode(request.tokens))
+
+    async def _fetched(self, conversation: Conversation) -> Conversation:
+        """With every picture here. Together, fetched pictures are no larger than a body may be."""
+        remote = [image for image in conversation.images if isinstance(image, RemoteImage)]
+        if not remote or self._fetcher is None:
+            return conversation
+        most = min(self.limits.max_image_bytes, self.limits.max_body_bytes // len(remote))
+        data = await asyncio.gather(
+            *(self._fetcher.fetch(image.url, most, image.param) for image in remote)
+        )
+        arrived = iter(data)
+        images = tuple(
+            located_image(next(arrived), image.param, self.limits)
+            if isinstance(image, RemoteImage)
+            else image
+            for image in conversation.images
+        )
+        return msgspec.structs.replace(conversation, images=images)
+
+    def _build(self, conversation: Conversation) -> tuple[Prompt, tuple[CheckedImage, ...]]:
+        images = tuple(image for image in conversation.images if isinstance(image, CheckedImage))
+        return self._builder.build(conversation.messages, images), images
 
     def _head(self, kind: str) -> AnswerHead:
         name = f"{kind}-{secrets.token_hex(12)}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,8 +23,6 @@ from smart_serve.openai.respond import Tally, sse_answer, whole_answer
 from smart_serve.routing.cluster_view import ClusterView
 
 logger = logging.getLogger("ray.serve")
-
-T = TypeVar("T")
 
 
 class Cluster(Protocol):
@@ -65,10 +62,10 @@ class HttpApi:
         self,
         request: Request,
         record: RequestRecord,
-        prepare: Callable[[bytes], PreparedAnswer],
+        prepare: Callable[[bytes], Awaitable[PreparedAnswer]],
     ) -> Response:
         service = self._service
-        answer = await self._in_thread(request, prepare)
+        answer = await prepare(await self._body(request))
         news, tally = service.answer(answer), Tally(answer.prompt_tokens)
         record.answer_id, record.tally = answer.id, tally
         if not answer.stream:
@@ -92,10 +89,10 @@ class HttpApi:
         return json_reply(self._service.models().data[0])
 
     async def _tokenize(self, request: Request, record: RequestRecord) -> Response:
-        return json_reply(await self._in_thread(request, self._service.tokenize))
+        return json_reply(await self._service.tokenize(await self._body(request)))
 
     async def _detokenize(self, request: Request, record: RequestRecord) -> Response:
-        return json_reply(await self._in_thread(request, self._service.detokenize))
+        return json_reply(await self._service.detokenize(await self._body(request)))
 
     async def _health(self, request: Request, record: RequestRecord) -> Response:
         pools = (await self._cluster.view()).pools()
@@ -113,10 +110,8 @@ class HttpApi:
     async def _openapi(self, request: Request, record: RequestRecord) -> Response:
         return Response(OPENAPI, media_type="application/json")
 
-    async def _in_thread(self, request: Request, work: Callable[[bytes], T]) -> T:
-        """A body of megabytes takes a while to decode, and other streams must flow."""
-        body = await read_body(request, self._service.limits.max_body_bytes)
-        return await asyncio.to_thread(work, body)
+    async def _body(self, request: Request) -> bytes:
+        return await read_body(request, self._service.limits.max_body_bytes)
 
 
 def build_http_app(service: ChatService, cluster: Cluster, keys: KeyRing) -> Starlette:

@@ -22,6 +22,7 @@ from smart_serve.messages import SamplingParams
 from smart_serve.openai.options import AnswerOptions
 from smart_serve.openai.respond import Tally
 from smart_serve.openai.validate import Conversation, ParsedChat
+from vision.fetch import PictureFetcher
 from vision.image import check_image
 
 
@@ -37,8 +38,9 @@ class IngressReplica:
         keys: tuple[ApiKey, ...],
     ) -> None:
         self._dispatcher = Dispatcher(pools, router, vision, args.parsed_limits())
+        fetcher = PictureFetcher(args.image_domains) if args.image_domains else None
         self._keys = KeyRing(keys, args.ingress_replicas)
-        self._service = await asyncio.to_thread(ChatService, args, self._dispatcher)
+        self._service = await asyncio.to_thread(ChatService, args, self._dispatcher, fetcher)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return build_http_app(self._service, self._dispatcher, self._keys)
@@ -60,7 +62,7 @@ class IngressReplica:
             for piece in handle.generate.options(stream=True).remote("What is this?", [png]):
                 ...
         """
-        chat = await asyncio.to_thread(self._prepare, prompt, images, sampling)
+        chat = await self._prepare(prompt, images, sampling)
         tally = Tally(chat.prompt_tokens)
         async with aclosing(self._service.answer(chat)) as news:
             async for item in news:
@@ -70,7 +72,7 @@ class IngressReplica:
         usage: dict[str, Any] = msgspec.to_builtins(tally.usage())
         yield usage
 
-    def _prepare(
+    async def _prepare(
         self,
         prompt: str | Sequence[Mapping[str, Any]],
         images: Sequence[bytes],
@@ -82,7 +84,7 @@ class IngressReplica:
                 message = "pictures stand inside the messages, as data URLs"
                 raise ClientError(message, code="invalid_value", param="images")
             body = {"model": service.served_name, "messages": list(prompt), "n": 1, **sampling}
-            chat = service.prepare_chat_body(msgspec.json.encode(body))
+            chat = await service.prepare_chat_body(msgspec.json.encode(body))
             _check_is_text(chat)
             return chat
         try:
@@ -97,7 +99,8 @@ class IngressReplica:
             images=tuple(check_image(data, service.limits) for data in images),
         )
         options = AnswerOptions(sampling=parsed, stream=True, include_usage=True)
-        chat = service.prepare_chat(ParsedChat(conversation=conversation, options=options))
+        parsed_chat = ParsedChat(conversation=conversation, options=options)
+        chat = await asyncio.to_thread(service.prepare_chat, parsed_chat)
         _check_is_text(chat)
         return chat
 

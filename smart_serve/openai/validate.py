@@ -6,6 +6,7 @@ ClientErrors; each cause has its own code, and `param` names the field.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 import msgspec
@@ -30,11 +31,18 @@ from vision.image import CheckedImage, check_image
 T = TypeVar("T", ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
 
+class RemoteImage(msgspec.Struct, frozen=True):
+    """A picture that is still to be fetched."""
+
+    url: str
+    param: str
+
+
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """Messages and their pictures, in the order of their places in the messages."""
 
     messages: tuple[ChatMessage, ...]
-    images: tuple[CheckedImage, ...] = ()
+    images: tuple[CheckedImage | RemoteImage, ...] = ()
 
 
 class ParsedChat(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,13 +71,14 @@ def parse_body(body: bytes, kind: type[T], limits: Limits, served_model: str) ->
     return request
 
 
-def parse_chat(request: ChatRequest, limits: Limits) -> ParsedChat:
-    """A chat's meaning."""
+def parse_chat(request: ChatRequest, limits: Limits, fetches: bool = False) -> ParsedChat:
+    """A chat's meaning. `fetches`: https: URLs of pictures are left for later, not refused."""
     if request.response_format is not None and request.response_format.type != "text":
         message = 'only response_format {"type": "text"} is supported; the text is not constrained'
         raise ClientError(message, code="unsupported_value", param="response_format")
     options = parse_options(request, limits, _logprobs(request), request.max_completion_tokens)
-    return ParsedChat(conversation=parse_messages(request.messages, limits), options=options)
+    conversation = parse_messages(request.messages, limits, fetches)
+    return ParsedChat(conversation=conversation, options=options)
 
 
 def parse_completion(request: CompletionRequest, limits: Limits) -> ParsedCompletion:
@@ -85,8 +94,19 @@ def parse_completion(request: CompletionRequest, limits: Limits) -> ParsedComple
     return ParsedCompletion(prompts=prompts, options=options)
 
 
-def parse_messages(messages: list[Message], limits: Limits) -> Conversation:
-    """A conversation's meaning; its pictures' headers are checked."""
+def parse_tokenize(request: TokenizeRequest, limits: Limits, fetches: bool) -> Conversation | str:
+    """What is to be tokenised: a conversation or plain text."""
+    if (request.messages is None) == (request.prompt is None):
+        message = "give messages or prompt, and not both"
+        raise ClientError(message, code="invalid_value", param="messages")
+    if request.messages is not None:
+        return parse_messages(request.messages, limits, fetches)
+    _check_length(len(request.prompt or ""), limits, "prompt")
+    return request.prompt or ""
+
+
+def parse_messages(messages: list[Message], limits: Limits, fetches: bool = False) -> Conversation:
+    """A conversation's meaning; its pictures' headers are checked. `fetches`: as `parse_chat`."""
 
     def refuse(bad: bool, code: str, message: str) -> None:
         if bad:
@@ -105,7 +125,7 @@ def parse_messages(messages: list[Message], limits: Limits) -> Conversation:
     refuse(places > limits.max_images, "too_many_images", many)
     misplaced = any(message.num_images() for message in parsed if message.role != "user")
     refuse(misplaced, "invalid_image_role", "only messages of the user can hold pictures")
-    return Conversation(messages=parsed, images=_images(messages, limits))
+    return Conversation(messages=parsed, images=tuple(_images(messages, limits, fetches)))
 
 
 def _logprobs(request: ChatRequest) -> int | None:
@@ -139,22 +159,29 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> tuple[str | tuple[int
     return (ids,)
 
 
-def _images(messages: list[Message], limits: Limits) -> tuple[CheckedImage, ...]:
-    images = []
+def _images(
+    messages: list[Message], limits: Limits, fetches: bool
+) -> Iterator[CheckedImage | RemoteImage]:
     for at, message in enumerate(messages):
         for part_at, part in enumerate(message.content):
-            if isinstance(part, ImageContent):
-                param = f"messages[{at}].content[{part_at}].image_url.url"
-                images.append(_image(part.image_url.url, param, limits))
-    return tuple(images)
+            if not isinstance(part, ImageContent):
+                continue
+            url = part.image_url.url
+            param = f"messages[{at}].content[{part_at}].image_url.url"
+            if fetches and url[:8].lower() == "https://":
+                yield RemoteImage(url, param)
+            else:
+                parsed = parse_data_url(url, param)
+                yield located_image(parsed.data, param, limits, parsed.media_type)
 
 
-def _image(url: str, param: str, limits: Limits) -> CheckedImage:
-    parsed = parse_data_url(url, param)
+def located_image(
+    data: bytes, param: str, limits: Limits, claimed_type: str | None = None
+) -> CheckedImage:
+    """As `check_image`; an error names the field that the picture came from."""
     try:
-        return check_image(parsed.data, limits, parsed.media_type)
+        return check_image(data, limits, claimed_type)
     except ClientError as error:
-        # Which of the pictures it was is known only here.
         raise ClientError(error.message, code=error.code, param=param) from error
 
 

@@ -24,6 +24,7 @@ from smart_serve.engine.loop import EngineLoop
 from smart_serve.messages import GenerateRequest, LoadReport, TokenChunk
 from smart_serve.routing.cluster_view import ClusterView, ReplicaView
 from vision.encoder import VisionEncoder
+from vision.fetch import PictureFetcher
 from vision.image import CheckedImage
 
 ARGS = AppArgs(limits={"max_body_bytes": 2_000_000}, engine={"max_running": 8, "kv_tokens": 8192})
@@ -62,9 +63,11 @@ class LocalSource:
         return load.running + load.waiting + held == 0
 
 
-def local_app(source: LocalSource, keys: KeyRing | None = None) -> ASGIApp:
+def local_app(
+    source: LocalSource, keys: KeyRing | None = None, fetcher: PictureFetcher | None = None
+) -> ASGIApp:
     """Open to everybody unless `keys` are given."""
-    return build_http_app(ChatService(ARGS, source), source, keys or KeyRing(()))
+    return build_http_app(ChatService(ARGS, source, fetcher), source, keys or KeyRing(()))
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +16,9 @@ from local_app import LocalSource, local_app, served
 from served_app import wait_for
 
 from smart_serve.bundled import EXAMPLE_PICTURE
+from tests.vision.tls_hosts import Authority, host
+from tests.vision.tls_hosts import body as http_body
+from vision.fetch import PictureFetcher
 
 MODEL = "smart-serve-bundled"
 QUESTION = [{"role": "user", "content": "Describe the picture."}]
@@ -203,6 +208,44 @@ def test_a_client_that_leaves_frees_every_choice(url: str, source: LocalSource) 
     with httpx.Client() as http, http.stream("POST", target, json=body) as response:
         next(response.iter_lines())
     wait_for(source.is_idle)
+
+
+async def test_pictures_are_fetched_only_where_a_host_is_allowed(
+    url: str, source: LocalSource, tmp_path: Path
+) -> None:
+    async def answer(path: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(
+            http_body(EXAMPLE_PICTURE.read_bytes() if path == b"/a.png" else b"no picture")
+        )
+
+    async def local(name: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    authority = Authority(tmp_path)
+    async with host(authority, answer) as one, httpx.AsyncClient(timeout=30) as client:
+        place = f"pictures.test:{one.port}"
+        fetcher = PictureFetcher(
+            [place], resolve=local, may_connect=lambda _: True, tls=authority.client
+        )
+
+        async def ask(base: str, picture: str) -> httpx.Response:
+            image = {"type": "image_url", "image_url": {"url": picture}}
+            content = [image, {"type": "text", "text": "Describe the picture."}]
+            messages = [{"role": "user", "content": content}]
+            asked = {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 8}
+            return await client.post(f"{base}/v1/chat/completions", json=asked)
+
+        refused = await ask(url, f"https://{place}/a.png")
+        assert refused.json()["error"]["code"] == "invalid_image_url"
+        assert one.connections == 0
+        with served(local_app(source, fetcher=fetcher)) as fetching:
+            fetched = await ask(fetching, f"https://{place}/a.png")
+            sent = await ask(fetching, PICTURE)
+            broken = await ask(fetching, f"https://{place}/b.png")
+        assert fetched.json()["choices"] == sent.json()["choices"]
+        error = broken.json()["error"]
+        assert error["code"] == "unsupported_image_format"
+        assert error["param"] == "messages[0].content[0].image_url.url"
 
 
 def test_the_openapi_document_describes_what_is_sent(url: str) -> None:
