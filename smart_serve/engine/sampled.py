@@ -72,7 +72,7 @@ def _trees(
         for array in (roots[laws.trees] + laws.rows, laws.token_ids, laws.probs)
     )
     p_draft = torch.zeros_like(p_target)
-    p_draft[at] = p_draft[at].scatter(1, ids, probs)
+    p_draft[at] = p_draft[at].scatter_add(1, ids, probs)
     return SampledTrees.of(
         Draws(forest, laws.nodes(forest), laws.with_replacement), p_target, p_draft
     )

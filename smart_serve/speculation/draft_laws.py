@@ -23,7 +23,7 @@ class DraftLaws:
 
     trees: IntArray  # [P] tree of each row that has children
     rows: IntArray  # [P] that row
-    token_ids: IntArray  # [P, S] different tokens
+    token_ids: IntArray  # [P, S] a token that stands twice has the sum: padding has probability 0
     probs: FloatArray  # [P, S] that its first child was drawn by; sums to 1
     draw_trees: IntArray  # [D] tree of each draw
     draw_rows: IntArray  # [D] the node that it gave; siblings in the order of their draws
