@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from smart_serve.config import POLICY_NAMES, is_policy
+from smart_serve.config import POLICY_NAMES, VERIFICATION_RULES, is_policy, rule_objection
 from smart_serve.errors import ClientError
 from smart_serve.limits import Limits
 from smart_serve.messages import SamplingParams
-from smart_serve.openai.schema import GenerationOptions
+from smart_serve.openai.schema import GenerationOptions, SpeculationOptions
 
 _SEEDS = 2**64
 _AS_GIVEN = (
@@ -57,11 +57,13 @@ def parse_options(
     stop = _stop_strings(request, limits)
     max_tokens = _max_tokens(request.max_tokens, max_completion_tokens, limits)
     _check_options(request, limits)
+    wanted = request.speculation or SpeculationOptions()
     return AnswerOptions(
         sampling=SamplingParams(
             max_tokens=max_tokens or limits.max_completion_tokens,
             stop=stop,
-            policy=request.speculation.policy if request.speculation else None,
+            policy=wanted.policy,
+            verification=wanted.verification or "match",
             logprobs=logprobs,
             **_as_given(request),
         ),
@@ -82,10 +84,20 @@ def _check_options(request: GenerationOptions, limits: Limits) -> None:
     if len(request.logit_bias or {}) > limits.max_logit_bias:
         message = f"more than {limits.max_logit_bias} tokens in logit_bias"
         raise ClientError(message, code="invalid_value", param="logit_bias")
-    policy = request.speculation.policy if request.speculation else None
+    if request.speculation is not None:
+        _check_speculation(request.speculation)
+
+
+def _check_speculation(wanted: SpeculationOptions) -> None:
+    policy, rule = wanted.policy, wanted.verification or "match"
     if policy is not None and not is_policy(policy):
         message = f"the speculation policy must be one of {', '.join(POLICY_NAMES)}"
         raise ClientError(message, code="invalid_value", param="speculation.policy")
+    objection = None if policy is None else rule_objection(rule, policy)
+    if rule not in VERIFICATION_RULES:
+        objection = f"the verification rule must be one of {', '.join(VERIFICATION_RULES)}"
+    if objection is not None:
+        raise ClientError(objection, code="invalid_value", param="speculation.verification")
 
 
 def _stop_strings(request: GenerationOptions, limits: Limits) -> tuple[str, ...]:

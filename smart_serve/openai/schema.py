@@ -49,9 +49,11 @@ class StreamOptions(_Strict, frozen=True):
 
 
 class SpeculationOptions(_Strict, frozen=True):
-    """Our extension: how this request's answer is drafted. It changes the speed alone."""
+    """Our extension: how this request's answer is drafted. It changes the speed alone; with another
+    `verification` than "match" a seed's tokens are others, of the same distribution."""
 
     policy: str | None = None
+    verification: str | None = None
 
 
 class ResponseFormat(msgspec.Struct, frozen=True):

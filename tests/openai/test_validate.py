@@ -80,7 +80,7 @@ def test_a_full_request_keeps_its_meaning() -> None:
             user="u",
             response_format={"type": "text"},
             metadata={"a": "b"},
-            speculation={"policy": "off"},
+            speculation={"policy": "delayed:2,1,1", "verification": "traversal"},
         )
     )
     parts = (ImagePart(), TextPart(text="a"), ImagePart())
@@ -91,7 +91,7 @@ def test_a_full_request_keeps_its_meaning() -> None:
     sampling = options.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0.0, 0.5)
     assert (sampling.top_k, sampling.seed, sampling.stop) == (3, -4, ("x", "y"))
-    assert sampling.policy == "off"
+    assert (sampling.policy, sampling.verification) == ("delayed:2,1,1", "traversal")
     assert (sampling.min_p, sampling.ignore_eos, sampling.logprobs) == (0.1, True, 4)
     assert parse(body(logprobs=True)).options.sampling.logprobs == 0
     assert parse(body(logprobs=False)).options.sampling.logprobs is None
@@ -230,6 +230,12 @@ def test_bad_text_completions_are_told_apart(fields: dict[str, Any], code: str, 
         (body(stop="a" * 257), "invalid_value", "stop"),
         (body(stream_options={"include_usage": True}), "invalid_value", "stream_options"),
         (body(speculation={"policy": "magic"}), "invalid_value", "speculation.policy"),
+        (body(speculation={"verification": "magic"}), "invalid_value", "speculation.verification"),
+        (
+            body(speculation={"policy": "smart", "verification": "block"}),
+            "invalid_value",
+            "speculation.verification",
+        ),
         (body(speculation={"tree": 1}), "unknown_field", "speculation.tree"),
     ],
 )
