@@ -14,8 +14,9 @@ from smart_serve.bench.oracle import best_tree, survivors
 ORACLE = "oracle"
 QUESTIONS_PER_PLACE = 3
 """Of the batch, in one run: with fewer the ends, which are not counted, would be most of it."""
-WARM_UP_QUESTIONS = 2
-"""Of each place before the first round: the controllers learn, and caches fill."""
+WARM_UP_PER_PLACE = 2
+"""Questions before the first round for trees that learn nothing; a policy gets a whole run: in
+process every one has a controller of its own, which needs some dozen steps to know its drafter."""
 
 
 class Runner(Protocol):
@@ -45,10 +46,10 @@ class Contest:
         """All rounds of one load; `told` what is under way."""
         names = list(dict.fromkeys((*self.policies, *self.trees)))
         samples: dict[str, list[Sample]] = {name: [] for name in names}
-        short = msgspec.structs.replace(load, requests=WARM_UP_QUESTIONS * load.batch)
+        short = msgspec.structs.replace(load, requests=WARM_UP_PER_PLACE * load.batch)
         for name in names:
             told(f"warm-up, {name}")
-            runner.run(name, short, 0)
+            runner.run(name, load if name in self.policies else short, 0)
         trees = list(self.trees)
         for number in range(self.rounds):
             running = [n for n in names if n in self.policies or n in trees]

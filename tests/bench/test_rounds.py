@@ -55,7 +55,8 @@ def test_the_oracle_is_the_best_tree_and_hopeless_ones_are_given_up() -> None:
     assert rows[ORACLE].speedup.median == pytest.approx(2.0, rel=0.02)
     assert rows["smart"].of_oracle.median == pytest.approx(0.95, rel=0.02)
     counts = Counter(name for name, load, _ in runner.runs if load.requests == 12)
-    assert counts == {"off": 4, "smart": 4, "eagle2:2x2": 4, "eagle2:8x4": 4, "eagle2:60x6": 2}
+    # With the warm-up of the policies.
+    assert counts == {"off": 5, "smart": 5, "eagle2:2x2": 4, "eagle2:8x4": 4, "eagle2:60x6": 2}
 
 
 def test_no_tree_may_be_the_best() -> None:
