@@ -22,7 +22,8 @@ from smart_serve.drafters.protocol import (
 )
 from smart_serve.paging.blocks import BlockPool
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.paging.rows import Ints, Rows, pack_rows
+from smart_serve.paging.pack import pack_rows
+from smart_serve.paging.rows import Ints, Rows
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.growth import Growth, TreeGrower
 from smart_serve.speculation.plan import GrowthPlan

@@ -10,7 +10,8 @@ import torch
 
 from smart_serve.models.target import TargetModel
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.paging.rows import Rows, pack_rows
+from smart_serve.paging.pack import pack_rows
+from smart_serve.paging.rows import Rows
 from smart_serve.progress import show_progress
 from smart_serve.speculation.cost import CostTable
 from smart_serve.speculation.cost_grid import CostGrid, Room

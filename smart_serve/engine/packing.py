@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from smart_serve.engine.scheduler import PrefillChunk, StepWork
 from smart_serve.engine.sequence import Sequence
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.paging.rows import Ints, PackedStep, Rows, pack_rows
+from smart_serve.paging.pack import pack_rows
+from smart_serve.paging.rows import Ints, PackedStep, Rows
 from smart_serve.speculation.tree import Forest
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from kernels.kv_write import kv_write
-from kernels.tree_attention import AttentionGroup, tree_attention
+from kernels.tree_attention import AttentionGroup, RaggedAttention, tree_attention
 
 ATTENTION = "smart_serve_packed"
 
@@ -28,7 +28,7 @@ class AttentionStep:
     key_caches: Sequence[torch.Tensor]  # per layer [blocks, block_tokens, H_kv, D]
     value_caches: Sequence[torch.Tensor]
     slots: torch.Tensor  # [N] where each row's key and value go
-    groups: tuple[AttentionGroup, ...]
+    rows: tuple[AttentionGroup, ...] | RaggedAttention
 
 
 def packed_attention(
@@ -47,8 +47,8 @@ def packed_attention(
     assert isinstance(layer, int)
     keys, values = step.key_caches[layer], step.value_caches[layer]
     kv_write(keys, values, key[0].transpose(0, 1), value[0].transpose(0, 1), step.slots)
-    rows = query[0].transpose(0, 1)
-    return tree_attention(rows, keys, values, step.groups, scaling).unsqueeze(0), None
+    queries = query[0].transpose(0, 1)
+    return tree_attention(queries, keys, values, step.rows, scaling).unsqueeze(0), None
 
 
 # Without a mask function beside it transformers builds none: the masks travel with the step.

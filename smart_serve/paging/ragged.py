@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from kernels.tree_attention import TILE_ROWS, RaggedAttention
-from smart_serve.paging.rows import Ints, Rows
+from smart_serve.models.attention import AttentionStep
+from smart_serve.paging.kv_cache import KvCache
+from smart_serve.paging.rows import Ints, PackedStep, Rows
 
 WORD_BITS = 64
 
@@ -77,7 +79,7 @@ class RaggedBuffer:
         self._device = torch.zeros(sum(self._lengths), dtype=torch.int64, device=device)
         parts = self._device.split(self._lengths)
         views = [part.view(shape) for part, shape in zip(parts, size.shapes, strict=True)]
-        self.token_ids, self.positions, self.slots = views[:3]
+        self._token_ids, self._positions, self._slots = views[:3]
         self._prefixes, self._ancestors, self._tiles, self._sequences, self._blocks = views[3:]
 
     def fill(self, step: RaggedRows) -> None:
@@ -108,8 +110,10 @@ class RaggedBuffer:
         used = len(host) - self._lengths[-1] + len(step.blocks)
         self._device[:used].copy_(self._host[:used], non_blocking=True)
 
-    def attention(self, max_slots: int) -> RaggedAttention:
-        return RaggedAttention(
+    def packed(self, cache: KvCache, first_rows: Ints, max_slots: int) -> PackedStep:
+        """What is in the buffer when the device gets to it; no sequence has more slots than
+        `max_slots`."""
+        attention = RaggedAttention(
             tiles=self._tiles,
             sequences=self._sequences,
             blocks=self._blocks,
@@ -117,6 +121,17 @@ class RaggedBuffer:
             ancestors=self._ancestors,
             max_slots=max_slots,
         )
+        positions = self._positions[0] if self.size.axes == 1 else self._positions
+        step = AttentionStep(cache.keys, cache.values, self._slots, attention)
+        return PackedStep(self._token_ids, positions, step, first_rows)
+
+
+def pack_ragged(rows: Sequence[Rows], cache: KvCache) -> PackedStep:
+    """One forward over `rows`, on the cache's device, in memory of its own."""
+    step = ragged_rows(rows, cache.block_tokens)
+    buffer = RaggedBuffer(step.size, cache.keys[0].device)
+    buffer.fill(step)
+    return buffer.packed(cache, step.first_rows, max(r.num_slots for r in rows))
 
 
 def ragged_rows(rows: Sequence[Rows], block_tokens: int) -> RaggedRows:

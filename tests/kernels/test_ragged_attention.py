@@ -12,9 +12,11 @@ from triton_interpreter import DEVICE, GPU_MARKS
 from kernels.gpu.tree_attention import attend, num_splits
 from kernels.tree_attention import TILE_ROWS, RaggedAttention, tree_attention
 from smart_serve.engine.packing import ancestors
+from smart_serve.models.target import KvShape
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.paging.ragged import RaggedBuffer, ragged_rows
-from smart_serve.paging.rows import Rows, pack_rows
+from smart_serve.paging.padded import pack_padded
+from smart_serve.paging.ragged import RaggedBuffer, pack_ragged, ragged_rows
+from smart_serve.paging.rows import Rows
 
 BLOCK_TOKENS = 8
 pytestmark = GPU_MARKS
@@ -45,6 +47,10 @@ class Case:
         size = (num_blocks, BLOCK_TOKENS, shape.kv_heads, shape.dim)
         self.keys = torch.randn(size, generator=generator).to(shape.dtype).to(DEVICE)
         self.values = torch.randn(size, generator=generator).to(shape.dtype).to(DEVICE)
+        self.cache = KvCache(
+            KvShape(1, shape.kv_heads, shape.dim), num_blocks, BLOCK_TOKENS, shape.dtype, DEVICE
+        )
+        self.cache.keys, self.cache.values = [self.keys], [self.values]
         n = sum(shape.sizes)
         query = torch.randn(shape.heads, n, shape.dim, generator=generator)
         self.query = query.to(shape.dtype).to(DEVICE).transpose(0, 1)  # as it comes from a model
@@ -67,10 +73,9 @@ class Case:
         return rows
 
     def ragged(self) -> RaggedAttention:
-        step = ragged_rows(self.rows, BLOCK_TOKENS)
-        buffer = RaggedBuffer(step.size, torch.device(DEVICE))
-        buffer.fill(step)
-        return buffer.attention(max(r.num_slots for r in self.rows))
+        rows = pack_ragged(self.rows, self.cache).attention.rows
+        assert isinstance(rows, RaggedAttention)
+        return rows
 
     def attend(self, ragged: RaggedAttention) -> torch.Tensor:
         """The Triton kernel, interpreted where there is no GPU."""
@@ -148,9 +153,7 @@ def test_the_long_context_was_split() -> None:
 
 def test_both_forms_agree() -> None:
     case = Case(TREES)
-    cache = KvCache.__new__(KvCache)
-    cache.keys, cache.values, cache.block_tokens = [case.keys], [case.values], BLOCK_TOKENS
-    padded = pack_rows([case.rows[:2], case.rows[2:]], cache, case.keys).attention.groups
+    padded = pack_padded([case.rows[:2], case.rows[2:]], case.cache, case.keys).attention.rows
     expected = tree_attention(case.query, case.keys, case.values, padded, case.scale)
     torch.testing.assert_close(case.attend(case.ragged()), expected, atol=1e-5, rtol=0)
 
@@ -184,6 +187,7 @@ def test_padding_changes_nothing_and_gives_zeros() -> None:
     for _ in range(2):
         buffer.fill(step)
     case.query = torch.cat((case.query, torch.full((33, 4, 64), torch.nan, device=DEVICE)))
-    got = case.attend(buffer.attention(500))
+    padded = buffer.packed(case.cache, step.first_rows, 500).attention.rows
+    got = case.attend(padded)
     assert torch.equal(got[:63], exact)
     assert torch.equal(got[63:], torch.zeros_like(got[63:]))
