@@ -17,7 +17,7 @@ from smart_serve.bench.figures import Costs
 from smart_serve.bench.report import costs_page
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.load import load_drafter
-from smart_serve.engine.build import load_parts, target_costs
+from smart_serve.engine.build import load_parts, make_forward, target_costs
 from smart_serve.models.fingerprint import device_name
 from smart_serve.models.folders import resolve_model
 from smart_serve.speculation.cost import CostTable, Curve
@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
     store, folder = CostStore(args.keep, renews=True), resolve_model(args.model)
     drafter = load_drafter(args.drafter, folder, config, store)
     model, cache = load_parts(folder, config)
-    costs = Costs(
-        target_costs(folder, model, cache, config, store, progress=True), drafter.info.layer_cost
-    )
+    forward = make_forward(model, cache, config, progress=True)
+    table = target_costs(folder, model, cache, forward, config, store, progress=True)
+    costs = Costs(table, drafter.info.layer_cost)
     where = f"{args.model} in {args.dtype} on {device_name(torch.device(args.device))}"
     print(f"{where}, {torch.get_num_threads()} threads; kept in {store.folder}")
     _print_target(costs.target)

@@ -10,6 +10,8 @@ from smart_serve.checkpoint import read_json
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.engine import Engine
+from smart_serve.engine.forward import EagerForward, Forward
+from smart_serve.engine.graphs import GraphedForward
 from smart_serve.engine.measure import cost_grid, measure_costs
 from smart_serve.models.families import load_target
 from smart_serve.models.fingerprint import fingerprint
@@ -30,8 +32,9 @@ def build_engine(
     """Load the language model of `model_folder`, and learn from the `store` (by default the user's)
     or by measuring what its steps cost here."""
     model, cache = load_parts(model_folder, config)
-    costs = target_costs(model_folder, model, cache, config, store, progress=progress)
-    return Engine(model, cache, config, costs, drafter)
+    forward = make_forward(model, cache, config, progress=progress)
+    costs = target_costs(model_folder, model, cache, forward, config, store, progress=progress)
+    return Engine(model, cache, config, costs, drafter, forward)
 
 
 def load_parts(model_folder: Path, config: EngineConfig) -> tuple[TargetModel, KvCache]:
@@ -43,10 +46,20 @@ def load_parts(model_folder: Path, config: EngineConfig) -> tuple[TargetModel, K
     )
 
 
+def make_forward(
+    model: TargetModel, cache: KvCache, config: EngineConfig, *, progress: bool = False
+) -> Forward:
+    """Graphs on a GPU; they are captured when prepared."""
+    if model.device.type == "cuda":
+        return GraphedForward(model, cache, config.max_running, progress=progress)
+    return EagerForward(model, cache)
+
+
 def target_costs(
     model_folder: Path,
     model: TargetModel,
     cache: KvCache,
+    forward: Forward,
     config: EngineConfig,
     store: CostStore | None = None,
     *,
@@ -56,8 +69,13 @@ def target_costs(
     store = store or CostStore.of_user()
     grid = cost_grid(model, cache, config.max_running)
     shape = read_json(model_folder / "config.json")
+
+    def measure() -> CostTable:
+        forward.prepare()
+        return measure_costs(model, forward, grid, progress=progress)
+
     return store.get(
         fingerprint("target", shape, model.dtype, model.device, grid),
         CostTable,
-        lambda: measure_costs(model, cache, grid, progress=progress),
+        measure,
     )

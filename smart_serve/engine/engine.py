@@ -21,7 +21,8 @@ from smart_serve.engine.admission import check_request
 from smart_serve.engine.commit import CacheCommit
 from smart_serve.engine.drafting import Drafted, Drafting, mean_context
 from smart_serve.engine.emission import Emission, cut_at_end, finish_chunk, tally_step
-from smart_serve.engine.packing import image_rows, pack
+from smart_serve.engine.forward import EagerForward, Forward
+from smart_serve.engine.packing import image_rows, step_rows
 from smart_serve.engine.row_limit import RowLimit
 from smart_serve.engine.sampler import Drawn, draw
 from smart_serve.engine.scheduler import Scheduler, StepWork
@@ -57,7 +58,9 @@ class Engine:
         config: EngineConfig,
         costs: CostTable,
         drafter: Drafter | None,
+        forward: Forward | None = None,
     ) -> None:
+        """`forward`: how to run the model; by default one operation after another."""
         self.model = model
         self.cache = cache
         self.config = config
@@ -73,6 +76,7 @@ class Engine:
             config.speculation, costs, None, model.eos_token_ids
         )
         self.drafting = Drafting(self.controller, config.speculation.policy, model)
+        self._forward = forward or EagerForward(model, cache)
         self._row_limit = RowLimit()
         self.last_step: StepObservation | None = None
         """Of the newest step with decoding sequences."""
@@ -121,6 +125,7 @@ class Engine:
         if features_are_gone:
             # A prefix without them would leave the drafter nothing to catch up from.
             self.scheduler.pool.flush()
+        self._forward.prepare()
 
     def set_plan(self, plan: SpeculationPlan) -> None:
         """The router's envelope for the next steps."""
@@ -192,11 +197,9 @@ class Engine:
 
     def _verify(self, work: StepWork, drafted: Drafted) -> Verified:
         clock = time.perf_counter()
-        like = self.model.embed(torch.zeros(0, dtype=torch.int64, device=self.model.device))
-        step = pack(work, drafted.forest, self.cache, like)
-        embeds = self.model.embed(step.token_ids, image_rows(work, step.first_rows))
-        hidden = self.model.forward(embeds, step.positions, step.attention)
-        num_tree_rows = int(step.first_rows[len(work.decodes)])
+        num_tree_rows = len(work.decodes) + drafted.forest.num_nodes
+        images = image_rows(work, num_tree_rows)
+        step, hidden = self._forward.run(step_rows(work, drafted.forest), images)
         ends = [
             int(step.first_rows[len(work.decodes) + i + 1]) - 1
             for i, chunk in enumerate(work.prefills)

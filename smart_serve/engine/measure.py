@@ -8,9 +8,9 @@ import time
 import numpy as np
 import torch
 
+from smart_serve.engine.forward import Forward
 from smart_serve.models.target import TargetModel
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.paging.pack import pack_rows
 from smart_serve.paging.rows import Rows
 from smart_serve.progress import show_progress
 from smart_serve.speculation.cost import CostTable
@@ -30,12 +30,12 @@ def cost_grid(model: TargetModel, cache: KvCache, max_batch: int) -> CostGrid:
 
 
 def measure_costs(
-    model: TargetModel, cache: KvCache, grid: CostGrid, *, progress: bool
+    model: TargetModel, forward: Forward, grid: CostGrid, *, progress: bool
 ) -> CostTable:
     """Median milliseconds of pack + forward + head + arg-max; overwrites the (idle) cache."""
 
     def step_ms(batch: int, rows: int, context: int) -> float:
-        return _time_ms(model, cache, _rows(batch, rows, context, cache.block_tokens))
+        return _time_ms(model, forward, _rows(batch, rows, context, grid.room.block_tokens))
 
     def show(done: int, total: int) -> None:
         if progress:
@@ -59,13 +59,11 @@ def _rows(batch: int, rows: int, context: int, block_tokens: int) -> list[Rows]:
 
 
 @torch.inference_mode()
-def _time_ms(model: TargetModel, cache: KvCache, rows: list[Rows]) -> float:
-    like = model.embed(torch.zeros(0, dtype=torch.int64, device=model.device))
-    samples: list[float] = []
-    while len(samples) <= REPEATS and (len(samples) < 2 or sum(samples[1:]) < ENOUGH_MS):
+def _time_ms(model: TargetModel, forward: Forward, rows: list[Rows]) -> float:
+    samples = []
+    for _ in range(1 + REPEATS):
         clock = time.perf_counter()
-        step = pack_rows([rows], cache, like)
-        hidden = model.forward(model.embed(step.token_ids), step.positions, step.attention)
+        _, hidden = forward.run([rows], {})
         model.logits(hidden.last).argmax(dim=-1).cpu()
         samples.append(1e3 * (time.perf_counter() - clock))
     return statistics.median(samples[1:])

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 
 from smart_serve.engine.scheduler import PrefillChunk, StepWork
 from smart_serve.engine.sequence import Sequence
-from smart_serve.paging.kv_cache import KvCache
-from smart_serve.paging.pack import pack_rows
-from smart_serve.paging.rows import Ints, PackedStep, Rows
+from smart_serve.paging.rows import Ints, Rows
 from smart_serve.speculation.tree import Forest
 
 
@@ -47,11 +45,10 @@ def chunk_rows(chunk: PrefillChunk) -> Rows:
     )
 
 
-def pack(work: StepWork, forest: Forest, cache: KvCache, like: torch.Tensor) -> PackedStep:
-    """Rows of all sequences; masks have the dtype and device of `like`."""
+def step_rows(work: StepWork, forest: Forest) -> list[list[Rows]]:
+    """Rows of all sequences, in groups of similar length: the trees, and each chunk by itself."""
     trees = [tree_rows(sequence, forest, i) for i, sequence in enumerate(work.decodes)]
-    chunks = [chunk_rows(chunk) for chunk in work.prefills]
-    return pack_rows([trees, *([chunk] for chunk in chunks)], cache, like)
+    return [trees, *([chunk_rows(chunk)] for chunk in work.prefills)]
 
 
 def ancestors(parents: Ints) -> NDArray[np.bool_]:
@@ -84,15 +81,18 @@ def drawn_positions(sequences: Seq[Sequence], forest: Forest) -> Ints:
     return positions
 
 
-def image_rows(work: StepWork, first_rows: Ints) -> dict[int, torch.Tensor]:
-    """Features by the packed row where they begin, for the pictures in this step's chunks."""
+def image_rows(work: StepWork, num_tree_rows: int) -> dict[int, torch.Tensor]:
+    """Features by the packed row where they begin, for the pictures in this step's chunks, which
+    come after `num_tree_rows`."""
     rows: dict[int, torch.Tensor] = {}
-    for i, chunk in enumerate(work.prefills, start=len(work.decodes)):
+    first_row = num_tree_rows
+    for chunk in work.prefills:
         sequence, chunk_end = chunk.sequence, chunk.start + chunk.length
         pairs = zip(sequence.request.image_spans, sequence.image_features, strict=True)
         for span, features in pairs:
             begin, end = max(span.start, chunk.start), min(span.start + span.length, chunk_end)
             if begin < end:
-                row = int(first_rows[i]) + begin - chunk.start
+                row = first_row + begin - chunk.start
                 rows[row] = features[begin - span.start : end - span.start]
+        first_row += chunk.length
     return rows

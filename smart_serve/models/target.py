@@ -67,16 +67,17 @@ class TargetModel:
         self.kv_shape = kv_shape(config)
         self.dtype: torch.dtype = head.weight.dtype
         self.device: torch.device = head.weight.device
-        self._capture_layers: tuple[int, ...] = ()
+        self.captured_layers: tuple[int, ...] = ()
+        """See `capture`."""
         self._captured: list[torch.Tensor] = []
         self._hooks: list[RemovableHandle] = []
 
     def capture(self, layers: tuple[int, ...]) -> bool:
         """From now on features are the hidden states that enter `layers` (EAGLE-3's), side by side;
         with none, the last hidden state. Returns whether that is a change."""
-        if layers == self._capture_layers:
+        if layers == self.captured_layers:
             return False
-        self._capture_layers = layers
+        self.captured_layers = layers
         for hook in self._hooks:
             hook.remove()
 

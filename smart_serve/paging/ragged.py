@@ -31,6 +31,12 @@ class RaggedRows:
     first_rows: Ints  # [B + 1]
 
     @property
+    def parts(self) -> tuple[Ints, ...]:
+        """In the order of `RaggedSize.shapes`."""
+        rows = (self.token_ids, self.positions, self.slots, self.prefixes, self.ancestors)
+        return (*rows, self.tiles, self.sequences, self.blocks)
+
+    @property
     def size(self) -> RaggedSize:
         axes, rows = self.positions.shape
         words = self.ancestors.shape[1]
@@ -82,33 +88,29 @@ class RaggedBuffer:
         self._token_ids, self._positions, self._slots = views[:3]
         self._prefixes, self._ancestors, self._tiles, self._sequences, self._blocks = views[3:]
 
-    def fill(self, step: RaggedRows) -> None:
+    def fill(self, step: RaggedRows | None) -> None:
         """Send `step` to the device, without waiting for it.
 
-        Rows beyond it are padding: they write to block 0 and see nothing.
+        Rows beyond it (all of them for None) are padding: they write to block 0 and see nothing.
         """
-        rows = step.size.rows
         host = self._host.numpy()
-        # The fixed parts: a few kilobytes, against stale numbers in unused places.
-        host[: len(host) - self._lengths[-1]] = 0
-        parts = np.split(host, np.cumsum(self._lengths)[:-1])
-        shaped = [part.reshape(shape) for part, shape in zip(parts, self.size.shapes, strict=True)]
-        ids, positions, slots, prefixes, ancestors, tiles, sequences, blocks = shaped
-        ids[:rows], slots[:rows], prefixes[:rows] = step.token_ids, step.slots, step.prefixes
-        positions[:, :rows] = step.positions
-        ancestors[:rows, : step.ancestors.shape[1]] = step.ancestors
-        sequences[: len(step.sequences)] = step.sequences
-        blocks[: len(step.blocks)] = step.blocks
-        tiles[: len(step.tiles)] = step.tiles
-        if len(sequences) > len(step.sequences):
+        fixed = len(host) - self._lengths[-1]
+        host[:fixed] = 0  # a few kilobytes, against stale numbers in unused places
+        flat = np.split(host, np.cumsum(self._lengths)[:-1])
+        parts = [part.reshape(shape) for part, shape in zip(flat, self.size.shapes, strict=True)]
+        used = RaggedSize(self.size.axes, 0, 0, 0, 0, 0)
+        if step is not None:
+            used = step.size
+            for part, own in zip(parts, step.parts, strict=True):
+                part[tuple(slice(length) for length in own.shape)] = own
+        *_, tiles, sequences, _ = parts
+        if self.size.sequences > used.sequences:
             # Everything that is left over belongs to a sequence without slots.
-            padding = len(step.sequences)
-            sequences[padding, 0] = self.size.rows
-            first = rows + TILE_ROWS * np.arange(len(tiles) - len(step.tiles))
-            tiles[len(step.tiles) :, 0] = padding
-            tiles[len(step.tiles) :, 1] = first
-        used = len(host) - self._lengths[-1] + len(step.blocks)
-        self._device[:used].copy_(self._host[:used], non_blocking=True)
+            sequences[used.sequences, 0] = self.size.rows
+            tiles[used.tiles :, 0] = used.sequences
+            tiles[used.tiles :, 1] = used.rows + TILE_ROWS * np.arange(len(tiles) - used.tiles)
+        sent = fixed + used.blocks
+        self._device[:sent].copy_(self._host[:sent], non_blocking=True)
 
     def packed(self, cache: KvCache, first_rows: Ints, max_slots: int) -> PackedStep:
         """What is in the buffer when the device gets to it; no sequence has more slots than

@@ -1,0 +1,159 @@
+"""Captured forwards, without a GPU: a capture here is a forward that runs again over fixed memory.
+
+The kernels are interpreted, so everything but CUDA's own recording is what runs on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine_rig import Case, answers, make_cases, make_engine, random_feature_drafter, run_all
+
+from smart_serve.engine import graphs
+from smart_serve.engine.engine import Engine
+from smart_serve.engine.forward import EagerForward
+from smart_serve.engine.graphs import GraphedForward, Replay
+from smart_serve.messages import SamplingParams
+from smart_serve.models.target import Hidden
+from smart_serve.paging.rows import Rows
+
+BUCKETS = (2, 8)
+
+
+class Recorder:
+    """Captures by running again; counts."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+        self.replayed: list[int] = []
+
+    def __call__(self, forward: Callable[[], Hidden]) -> tuple[Hidden, Replay]:
+        first = forward()
+        standing = Hidden(first.last.clone(), first.features.clone())
+        self.captures += 1
+
+        def replay() -> None:
+            new = forward()
+            standing.last.copy_(new.last)
+            standing.features.copy_(new.features)
+            self.replayed.append(len(new.last))
+
+        return standing, replay
+
+
+@pytest.fixture(autouse=True)
+def few_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "BUCKETS", BUCKETS)
+
+
+@pytest.fixture(scope="module")
+def cases(small_llama: Path) -> list[Case]:
+    return make_cases(small_llama, 2, pictures=False)
+
+
+def graphed(engine: Engine) -> tuple[GraphedForward, Recorder]:
+    recorder = Recorder()
+    forward = GraphedForward(engine.model, engine.cache, 4, capture=recorder)
+    forward.prepare()
+    return forward, recorder
+
+
+def rows_of(engine: Engine, sizes: list[int]) -> list[Rows]:
+    """Chains of `sizes` tokens behind 6, 12, … others, each in blocks of its own."""
+    found, block = [], 1
+    for i, size in enumerate(sizes, start=1):
+        count = engine.scheduler.pool.blocks_for(6 * i + size)
+        found.append(
+            Rows(
+                blocks=list(range(block, block + count)),
+                num_committed=6 * i,
+                token_ids=3 + np.arange(size),
+                positions=6 * i + np.arange(size),
+                visible=np.tri(size, dtype=np.bool_),
+            )
+        )
+        block += count
+    return found
+
+
+def test_answers_are_generates(small_llama: Path, cases: list[Case]) -> None:
+    """Prompts longer than a bucket run eagerly; decode and verify steps are replayed."""
+    drafter = random_feature_drafter(small_llama)
+    engine = make_engine(small_llama, drafter, "chain:3", max_running=4)
+    engine._forward, recorder = graphed(engine)
+    got = answers(run_all(engine, cases, SamplingParams(max_tokens=6)))
+    assert got == [case.answer[:6] for case in cases]
+    assert set(recorder.replayed) == {2, 8}
+
+
+def test_stale_numbers_in_the_buffer_would_show(small_llama: Path, cases: list[Case]) -> None:
+    """The control: a replay that misses its new numbers gives other answers."""
+    engine = make_engine(small_llama, None, "off", max_running=4)
+    engine._forward, recorder = graphed(engine)
+    for bucket in engine._forward._buckets:
+        bucket._buffer.fill = lambda step: None
+    got = answers(run_all(engine, cases[:1], SamplingParams(max_tokens=6)))
+    assert got != [cases[0].answer[:6]]
+    assert recorder.replayed
+
+
+@pytest.mark.parametrize(("sizes", "bucket"), [([1, 1], 2), ([1], 2), ([1, 2], 8), ([8], 8)])
+@torch.inference_mode()
+def test_a_step_runs_in_the_smallest_bucket_as_it_would_eagerly(
+    small_llama: Path, sizes: list[int], bucket: int
+) -> None:
+    engine = make_engine(small_llama)
+    data = engine.cache._data
+    data.normal_(generator=torch.Generator().manual_seed(0))
+    before = data.clone()
+    groups = [rows_of(engine, sizes)]
+    eager_step, expected = EagerForward(engine.model, engine.cache).run(groups, {})
+    written = data.clone()
+    forward, recorder = graphed(engine)
+    data.copy_(before)
+    step, got = forward.run(groups, {})
+    assert recorder.replayed == [bucket]
+    torch.testing.assert_close(got.last, expected.last, atol=1e-5, rtol=0)
+    assert step.first_rows.tolist() == eager_step.first_rows.tolist()
+    assert torch.equal(step.attention.slots[: sum(sizes)], eager_step.attention.slots)
+    # Padding rows write to block 0 and nowhere else.
+    torch.testing.assert_close(data[:, 1:], written[:, 1:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sizes", [[9], [1] * 5])
+@torch.inference_mode()
+def test_what_fits_no_bucket_runs_eagerly(small_llama: Path, sizes: list[int]) -> None:
+    """Too many rows, or more sequences than were reckoned with."""
+    engine = make_engine(small_llama)
+    forward, recorder = graphed(engine)
+    _, hidden = forward.run([rows_of(engine, sizes)], {})
+    assert len(hidden.last) == sum(sizes)
+    assert recorder.replayed == []
+
+
+@torch.inference_mode()
+def test_pictures_run_eagerly(small_llama: Path) -> None:
+    engine = make_engine(small_llama)
+    forward, recorder = graphed(engine)
+    picture = torch.ones(2, engine.model.hidden_size)
+    _, hidden = forward.run([rows_of(engine, [5])], {1: picture})
+    _, expected = EagerForward(engine.model, engine.cache).run([rows_of(engine, [5])], {1: picture})
+    assert torch.equal(hidden.last, expected.last)
+    assert recorder.replayed == []
+
+
+@torch.inference_mode()
+def test_other_features_are_captured_anew(small_llama: Path) -> None:
+    engine = make_engine(small_llama)
+    forward, recorder = graphed(engine)
+    forward.prepare()
+    assert recorder.captures == len(BUCKETS)
+    engine.model.capture((0, 1))
+    forward.prepare()
+    assert recorder.captures == 2 * len(BUCKETS)
+    _, hidden = forward.run([rows_of(engine, [1])], {})
+    assert hidden.features.shape == (1, 2 * engine.model.hidden_size)
