@@ -24,21 +24,25 @@ class BlockKeys:
         self._secret = secrets.token_bytes(32)
 
     def of(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
-        """Keys of the first `num_blocks` blocks; tokens never change, so each is made once."""
-        keys = sequence.block_keys
-        while len(keys) < num_blocks:
-            keys.append(self._next(sequence))
-        return keys[:num_blocks]
+        """Keys of at least the first `num_blocks` blocks: all that were made so far, for tokens
+        never change."""
+        keys, size = sequence.block_keys, self._block_tokens
+        first = len(keys) * size
+        new = np.asarray(sequence.tokens[first : num_blocks * size], np.int64).tobytes()
+        for i in range(0, len(new), 8 * size):
+            digest = hashlib.blake2b(
+                keys[-1] if keys else bytes(32), digest_size=32, key=self._secret
+            )
+            digest.update(new[i : i + 8 * size])
+            digest.update(_pictures(sequence, len(keys) * size, size))
+            keys.append(digest.digest())
+        return keys
 
-    def _next(self, sequence: Sequence) -> bytes:
-        keys = sequence.block_keys
-        start = len(keys) * self._block_tokens
-        end = start + self._block_tokens
-        before = keys[-1] if keys else bytes(32)
-        digest = hashlib.blake2b(before, digest_size=32, key=self._secret)
-        digest.update(np.asarray(sequence.tokens[start:end], np.int64).tobytes())
-        for span in sequence.request.image_spans:
-            if span.start < end and start < span.start + span.length:
-                place = (span.start - start, span.length, span.grid, span.content_hash)
-                digest.update(f"{place}\n".encode())
-        return digest.digest()
+
+def _pictures(sequence: Sequence, start: int, length: int) -> bytes:
+    """What of the request's pictures falls into tokens start .. start + length - 1."""
+    return b"".join(
+        f"{(span.start - start, span.length, span.grid, span.content_hash)}\n".encode()
+        for span in sequence.request.image_spans
+        if span.start < start + length and start < span.start + span.length
+    )

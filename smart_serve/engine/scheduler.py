@@ -122,6 +122,8 @@ class Scheduler:
             return  # Who finds a block must find the features with it.
         # An answer's last step may have computed rows beyond its end.
         num_full = min(sequence.num_computed, len(sequence.tokens)) // self.pool.block_tokens
+        if num_full == sequence.num_published:
+            return
         keys = self._keys.of(sequence, num_full)
         for index in range(sequence.num_published, num_full):
             self.pool.publish(sequence.blocks, index, keys[index])
@@ -160,7 +162,7 @@ class Scheduler:
         size, first = self.pool.block_tokens, sequence.num_published
         num_full = (len(sequence.tokens) - 1) // size if self._prefix_reuse else 0
         before = sequence.num_computed
-        for key in self._keys.of(sequence, num_full)[first:]:
+        for key in self._keys.of(sequence, num_full)[first:num_full]:
             if not self.pool.adopt(sequence.blocks, sequence.num_published, key):
                 break
             sequence.num_published += 1
@@ -212,7 +214,8 @@ class Scheduler:
         size = self.pool.block_tokens
         num_full = (len(sequence.tokens) - 1) // size
         end = self.pool.blocks_for(sequence.num_computed + num_tokens)
-        return self._keys.of(sequence, min(num_full, end))[sequence.num_published :]
+        last = min(num_full, end)
+        return self._keys.of(sequence, last)[sequence.num_published : last]
 
     def _preempt_newest(self) -> Sequence:
         victim = self.running.pop()

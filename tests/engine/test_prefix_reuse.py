@@ -237,7 +237,7 @@ def test_keys_tell_apart_whatever_the_cache_depends_on(llava_cases: list[Case]) 
     keys = BlockKeys(BLOCK)
 
     def keys_of(case: Case) -> list[bytes]:
-        return keys.of(Sequence(0, case.request(), (), 0), 3)
+        return keys.of(Sequence(0, case.request(), (), 0), 3)[:3]
 
     assert keys_of(case) == keys_of(replace(case))
     for other in others.values():

@@ -6,11 +6,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-import msgspec
 import numpy as np
 import pytest
 from scheduler_world import ANSWER, PROMPTS, World
 
+from smart_serve.engine import block_keys
 from smart_serve.engine.block_keys import BlockKeys
 from smart_serve.engine.scheduler import Scheduler
 from smart_serve.engine.sequence import Sequence, State
@@ -80,16 +80,7 @@ def test_long_histories_of_one_kind_finish() -> None:
 
 
 def ignore_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = BlockKeys._next
-
-    def blind(self: BlockKeys, sequence: Sequence) -> bytes:
-        request = sequence.request
-        sequence.request = msgspec.structs.replace(request, image_spans=())
-        key = honest(self, sequence)
-        sequence.request = request
-        return key
-
-    monkeypatch.setattr(BlockKeys, "_next", blind)
+    monkeypatch.setattr(block_keys, "_pictures", lambda sequence, start, length: b"")
 
 
 def publish_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,15 +95,17 @@ def publish_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_what_comes_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = BlockKeys._next
+    honest = BlockKeys.of
 
-    def unchained(self: BlockKeys, sequence: Sequence) -> bytes:
-        keys, sequence.block_keys = sequence.block_keys, [bytes(32)] * len(sequence.block_keys)
-        key = honest(self, sequence)
+    def unchained(self: BlockKeys, sequence: Sequence, num_blocks: int) -> list[bytes]:
+        keys = sequence.block_keys
+        while len(keys) < num_blocks:
+            sequence.block_keys = [bytes(32)] * len(keys)
+            keys.append(honest(self, sequence, len(keys) + 1)[-1])
         sequence.block_keys = keys
-        return key
+        return keys
 
-    monkeypatch.setattr(BlockKeys, "_next", unchained)
+    monkeypatch.setattr(BlockKeys, "of", unchained)
 
 
 @pytest.mark.parametrize("plant", [ignore_pictures, publish_too_much, forget_what_comes_before])
