@@ -27,6 +27,7 @@ from smart_serve.engine.row_limit import RowLimit
 from smart_serve.engine.sampler import Drawn, draw
 from smart_serve.engine.scheduler import Scheduler, StepWork
 from smart_serve.engine.sequence import Sequence, State
+from smart_serve.errors import OverloadedError
 from smart_serve.messages import GenerateRequest, SpeculationPlan, TokenLogprob
 from smart_serve.models.target import Hidden, TargetModel
 from smart_serve.paging.blocks import BlockPool
@@ -92,15 +93,19 @@ class Engine:
         return min(self.model.max_context, pool.total * pool.block_tokens)
 
     def add(self, request: GenerateRequest, features: Seq[NDArray[np.float32]] = ()) -> Sequence:
-        """Queue a request. Raises `ClientError` if it can never run, `OverloadedError` if full."""
+        """Queue a request. Raises `ClientError` if it can never run, `OverloadedError` if there
+        is no room for it now."""
         check_request(request, features, self.model, self.max_context)
         request.sampling.check_verification(
             request.sampling.policy or self.config.speculation.policy
         )
-        on_device = tuple(
-            torch.tensor(array, dtype=self.model.dtype, device=self.model.device)
-            for array in features
-        )
+        try:
+            on_device = tuple(
+                torch.tensor(array, dtype=self.model.dtype, device=self.model.device)
+                for array in features
+            )
+        except torch.OutOfMemoryError as error:
+            raise OverloadedError("no memory for the request's pictures; try later") from error
         seed = request.sampling.seed
         seed = secrets.randbits(63) if seed is None else seed
         rope = self.model.rope_positions(request.image_spans)

@@ -18,6 +18,12 @@ class CompletionTokensDetails(msgspec.Struct, frozen=True):
     rejected_prediction_tokens: int
 
 
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """Prompt tokens whose keys and values were in the cache already: for all of the choices."""
+
+    cached_tokens: int
+
+
 class SpeculationUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Our extension: what tree speculation did for this answer; sums over choices. Times in ms."""
 
@@ -44,6 +50,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails
     speculation: SpeculationUsage
 
@@ -55,6 +62,10 @@ def build_usage(prompt_tokens: int, choices: Sequence[RequestStats]) -> Usage:
         prompt_tokens=prompt_tokens,
         completion_tokens=stats.completion_tokens,
         total_tokens=prompt_tokens + stats.completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(
+            # A request that goes on elsewhere has the answer so far in its prompt.
+            cached_tokens=min(prompt_tokens, *(stats.cached_tokens for stats in choices)),
+        ),
         completion_tokens_details=CompletionTokensDetails(
             accepted_prediction_tokens=stats.accepted_tokens,
             rejected_prediction_tokens=max(0, stats.drafted_tokens - stats.accepted_tokens),

@@ -18,6 +18,7 @@ from smart_serve.drafters.protocol import Proposal
 from smart_serve.engine import row_limit
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.scheduler import StepWork
+from smart_serve.errors import OverloadedError
 from smart_serve.models.attention import AttentionStep
 from smart_serve.models.target import Hidden
 
@@ -149,6 +150,22 @@ def test_a_prompt_that_does_not_fit_ends_in_the_middle_of_its_prefill(
     assert [s.finish_reason == "error" for s in sequences] == [False, True, False]
     assert sequences[1].num_computed == 40, "it went as far as there was room"
     assert answers(sequences[::2]) == [case.answer for case in llava_cases[:2]]
+
+
+def test_a_request_whose_pictures_find_no_memory_is_refused(
+    small_llava: Path, llava_cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **options: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("the device is full")
+
+    engine = make_engine(small_llava, None, "off")
+    case = llava_cases[1]
+    with monkeypatch.context() as during:
+        during.setattr(torch, "tensor", full)
+        with pytest.raises(OverloadedError, match="pictures"):
+            engine.add(case.request(), case.features)
+    assert not engine.scheduler.has_work
+    assert answers(run_all(engine, [case])) == [case.answer]
 
 
 def test_a_drafter_without_memory_is_left_alone_for_a_while(

@@ -27,6 +27,7 @@ TEXT = "There are 3 red circles."
 STATS = RequestStats(
     prompt_tokens=5,
     completion_tokens=9,
+    cached_tokens=4,
     target_steps=3,
     drafted_tokens=12,
     accepted_tokens=6,
@@ -101,6 +102,8 @@ async def test_a_whole_answer() -> None:
     assert shape.choices[0].finish_reason == "stop"
     assert shape.usage is not None
     assert shape.usage.total_tokens == 5 + 9
+    assert shape.usage.prompt_tokens_details is not None
+    assert shape.usage.prompt_tokens_details.cached_tokens == 4
     details = shape.usage.completion_tokens_details
     assert details is not None
     assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (6, 6)
