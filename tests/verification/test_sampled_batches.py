@@ -191,3 +191,20 @@ def test_without_replacement_draws_are_laid_out_in_order() -> None:
     assert trees.widths == (2, 2, 0)
     tokens = trees.token_ids[trees.children[trees.roots]]
     assert tokens.tolist() == [[path[-1] for path in d.draws[:2]] for d in drawings]
+
+
+@pytest.mark.parametrize("rule", list(SAMPLED_RULES))
+def test_no_rule_waits_for_the_device(rule: str) -> None:
+    """On the meta device tensors have no values: whoever asks for one, or for a shape that depends
+    on one, fails."""
+    rng = np.random.default_rng(5)
+    drawn = [random_tree(rng, 4, 1 if rule == "block" else 3) for _ in range(6)]
+    rows = sum(len(tree) + 1 for tree, _ in drawn)
+    meta = torch.device("meta")
+    trees = SampledTrees.of(batch_of(drawn), laws(rng, rows).to(meta), laws(rng, rows).to(meta))
+    chooser = CounterChooser(np.arange(6), np.arange(6), meta)
+    walked = SAMPLED_RULES[rule](trees, chooser).drawn(trees)
+    assert walked.shape == (rows,)
+    # The control: to look at a value is an error here.
+    with pytest.raises(RuntimeError):
+        walked.tolist()
