@@ -45,8 +45,12 @@ class HttpBench:
         ]
 
     def run(self, policy: str, load: Load, first: int) -> Sample:
-        """`load.requests` questions, from number `first` on; tokens as the server counts them."""
-        places = [(first + i) % len(self._bodies) for i in range(load.requests)]
+        """`load.requests` questions; tokens as the server counts them.
+
+        The same ones in every round, whatever `first` is: a server that reuses prefixes has seen
+        them all in the warm-up, so that none of the policies pays for the others' prompts.
+        """
+        places = [i % len(self._bodies) for i in range(load.requests)]
         fields = {"temperature": load.temperature, "speculation": {"policy": policy}}
         clock = time.perf_counter()
         with ThreadPoolExecutor(load.batch) as clients:

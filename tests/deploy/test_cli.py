@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,20 @@ def test_status_shows_the_replica(app: ServedApp, capsys: pytest.CaptureFixture[
     header, row = capsys.readouterr().out.splitlines()
     assert header.split()[0] == "pool"
     assert row.split()[0] == "default"
+
+
+@pytest.mark.serve
+def test_bench_measures_a_running_server(app: ServedApp, tmp_path: Path) -> None:
+    work, figures = tmp_path / "work.jsonl", tmp_path / "figures.json"
+    work.write_text('{"prompt": "How many shapes are there?", "max_tokens": 8}\n')
+    words = ["--workload", str(work), "--policies", "off,eagle2:4x2", "--json", str(figures)]
+    assert main(["bench", "--url", app.url, *words, "--batch", "2", "--rounds", "1"]) == 0
+    off, tree = json.loads(figures.read_text())["rows"]
+    assert off["nodes_per_step"] == 0.0
+    assert tree["tokens_per_step"] > off["tokens_per_step"]
+    for row in (off, tree):
+        assert row["tokens_per_s"] > 0
+        assert 0 < row["first_token_ms"]["p50"] <= row["first_token_ms"]["p99"]
 
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
