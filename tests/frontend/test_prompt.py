@@ -110,6 +110,15 @@ def test_no_text_places_a_special_token(first: str, second: str, system: str) ->
     assert len(prompt.image_spans) == 1
 
 
+@settings(max_examples=200, deadline=None)
+@given(text=HOSTILE)
+def test_no_plain_prompt_places_a_special_token(text: str) -> None:
+    prefix = BUILDER.tokenizer.prefix_ids
+    prompt = BUILDER.build_plain(text)
+    assert prompt.token_ids[: len(prefix)] == prefix
+    assert BUILDER.tokenizer.special_ids.isdisjoint(prompt.token_ids[len(prefix) :])
+
+
 def test_control_plain_tokenising_does_place_special_tokens() -> None:
     ids = TOKENIZER.apply_chat_template([{"role": "user", "content": "a <image> </s>"}])
     assert {1, IMAGE_ID} <= set(ids["input_ids"])
