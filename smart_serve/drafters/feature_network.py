@@ -4,6 +4,7 @@ Training and inference share this module, so that a trained checkpoint and a ser
 differ. Weights are named as in the published checkpoints (``fc.weight``, ``layers.0.*``).
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -75,9 +76,9 @@ def rotary_embedding(config: LlamaConfig) -> nn.Module:
     """Of one axis or three, as the configuration says."""
     if not is_mrope(config):
         return LlamaRotaryEmbedding(config)  # type: ignore[no-any-return]
-    rope = {**config.rope_parameters, "rope_type": "default"}  # published: "mrope"
-    plain = LlamaConfig(**{**config.to_dict(), "rope_parameters": rope})
-    return Qwen2VLRotaryEmbedding(plain)  # type: ignore[no-any-return]
+    config = copy.deepcopy(config)
+    config.rope_parameters["rope_type"] = "default"  # published: "mrope"
+    return Qwen2VLRotaryEmbedding(config)  # type: ignore[no-any-return]
 
 
 def _layer(config: LlamaConfig, index: int, qkv_bias: bool) -> nn.Module:

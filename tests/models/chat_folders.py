@@ -80,15 +80,11 @@ def write_qwen2_vl(folder: Path) -> None:
 def write_msd(folder: Path, target: Path) -> Path:
     """An MSD drafter for `target`; one for Qwen2-VL has biases and M-RoPE, as its target has."""
     config = AutoConfig.from_pretrained(target)
-    text, changes = config.text_config, {}
-    tensors = published.eagle_tensors(text, bias=True)
-    if config.model_type == "qwen2_vl":
-        for name in ("q_proj", "k_proj", "v_proj"):
-            size = len(tensors[f"layers.0.self_attn.{name}.weight"])
-            tensors[f"layers.0.self_attn.{name}.bias"] = torch.randn(size).half()
+    text, is_qwen = config.text_config, config.model_type == "qwen2_vl"
+    tensors = published.eagle_tensors(text, bias=True, qkv_bias=is_qwen)
+    changes = {}
+    if is_qwen:
         section = text.rope_parameters["mrope_section"]
-        changes = {
-            "model_type": "qwen2_vl",
-            "rope_scaling": {"type": "mrope", "mrope_section": section},
-        }
+        scaling = {"type": "mrope", "mrope_section": section}
+        changes = {"model_type": "qwen2_vl", "rope_scaling": scaling}
     return published.write(folder, published.config_of(text, **changes), tensors, "bin")

@@ -8,18 +8,21 @@ from typing import Any
 import pytest
 import torch
 from chat_folders import write_llava, write_msd, write_qwen2_vl
-from PIL import Image
 from small_models import small_text_config
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from smart_serve.errors import ClientError
 from smart_serve.llm import LLM
 from smart_serve.messages import SamplingParams
-from tests.vision.pictures import noise
+from tests.vision.pictures import encoded, noise
+from tests.vision.test_orientation import exif
+from vision.image import decode_image
 from vision.pixels import PixelProcessor
 
 MAX_TOKENS = 12
 PICTURES = [noise(i, *size) for i, size in enumerate([(30, 20), (9, 40), (24, 24)])]
+SIDEWAYS = encoded(noise(9, 40, 10), "JPEG", exif=exif(6))
+"""Its header says 40 x 10, and it is shown as 10 x 40."""
 PLACE = {"type": "image"}
 
 
@@ -34,6 +37,7 @@ def user(*parts: dict[str, str]) -> dict[str, Any]:
 CHATS: list[dict[str, Any]] = [
     {"messages": [user(text("Hello"))]},
     {"prompt": "How many circles?", "images": PICTURES[:1]},
+    {"prompt": "Which way up?", "images": [SIDEWAYS]},
     {"messages": [user(PLACE, text("and"), PLACE)], "images": PICTURES[:2]},
     {"messages": [user(text("Which?"), PLACE, PLACE, PLACE)], "images": PICTURES},
     {
@@ -73,13 +77,12 @@ def expected(plain: LLM) -> list[tuple[int, ...]]:
 
 
 def generated(model: PreTrainedModel, llm: LLM, chat: dict[str, Any]) -> tuple[int, ...]:
-    request, _ = llm._request(0, chat, SamplingParams(max_tokens=MAX_TOKENS))
+    request, images = llm._request(0, chat, SamplingParams(max_tokens=MAX_TOKENS))
     ids = torch.tensor([request.token_ids])
     inputs: dict[str, torch.Tensor] = {}
-    pictures: list[Image.Image] = chat.get("images", [])
-    if pictures:
+    if images:
         processor = PixelProcessor.from_folder(llm.folder)
-        each = [processor(picture) for picture in pictures]
+        each = [processor(decode_image(image)) for image in images]
         inputs = {name: torch.cat([one[name] for one in each]) for name in each[0]}
     if "image_grid_thw" in inputs:
         inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
@@ -129,9 +132,9 @@ def test_chats_with_pictures_and_turns_equal_generate(
 
 def test_pictures_matter(plain: LLM, expected: list[tuple[int, ...]]) -> None:
     """The control: the same words with the pictures exchanged are answered otherwise."""
-    swapped = [{**chat, "images": chat["images"][::-1]} for chat in CHATS[2:4]]
+    swapped = [{**chat, "images": chat["images"][::-1]} for chat in CHATS[3:5]]
     answers = plain.generate(swapped, SamplingParams(max_tokens=MAX_TOKENS))
-    assert [answer.token_ids for answer in answers] != expected[2:4]
+    assert [answer.token_ids for answer in answers] != expected[3:5]
 
 
 @pytest.mark.parametrize(
