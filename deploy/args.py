@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from smart_serve.config import EngineConfig
+from smart_serve.config import DtypeName, EngineConfig
 from smart_serve.errors import ConfigError
 from smart_serve.limits import Limits
 from vision.fetch import HOST_RULE
@@ -46,7 +46,8 @@ class AppArgs(BaseModel):
     served_model_name: str | None = None
     policy: str = "smart"
     """A name of `smart_serve.config.POLICY_NAMES`."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: DtypeName = "auto"
+    """auto: bfloat16 where a deployment has GPUs, else float32."""
     device: str = "auto"
     """auto: cuda where a deployment has GPUs, else cpu."""
     engine: dict[str, Any] = {}

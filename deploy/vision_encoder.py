@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deploy.args import AppArgs
 from deploy.node import use_threads
+from smart_serve.config import dtype_on
 from smart_serve.models.folders import resolve_model
 from vision.image import CheckedImage
 
@@ -28,7 +29,7 @@ class VisionEncoderReplica:
 
         use_threads(None)
         device = args.device_for(args.vision_gpus)
-        dtype = getattr(torch, args.dtype)
+        dtype = getattr(torch, dtype_on(device, args.dtype))
         self._encoder = VisionEncoder(resolve_model(args.model), dtype, device)
         # One thread: pictures of several requests take turns, and the event loop stays free.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vision")

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernels.to_device import to_device
+
 
 def counter_uniform(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
     """Uniforms in [0, 1) keyed by (seed, position), both [R]: SplitMix64's finaliser, twice.
@@ -34,6 +36,17 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def keyed_uniforms(
+    seeds: NDArray[np.int64], positions: NDArray[np.int64], device: torch.device
+) -> torch.Tensor:
+    """`counter_uniform` computed on `device`. [R] float64"""
+    if device.type == "cuda":
+        from kernels.gpu.sample import uniforms
+
+        return uniforms(*to_device(np.stack((seeds, positions)), device))
+    return torch.from_numpy(counter_uniform(seeds, positions))
 
 
 def sample(

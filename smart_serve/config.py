@@ -131,10 +131,22 @@ class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
             raise ConfigError("speculation: max_depth, top_k and max_nodes must be at least 1")
 
 
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def dtype_on(device: str, dtype: DtypeName) -> str:
+    """What `dtype` means on `device`: auto is bfloat16 on a GPU, which is built for it, and float32
+    elsewhere."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device.startswith("cuda") else "float32"
+
+
 class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One replica's engine."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: DtypeName = "auto"
+    """Of weights, activations and KV cache."""
     device: str = "cpu"
     block_tokens: int = 16
     """Tokens of one KV block."""
@@ -148,6 +160,11 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix_reuse: bool = True
     """Requests that begin alike, with the same pictures, share the KV blocks of what is alike."""
     speculation: SpeculationConfig = SpeculationConfig()
+
+    @property
+    def dtype_name(self) -> str:
+        """`dtype`, with auto made out."""
+        return dtype_on(self.device, self.dtype)
 
     def __post_init__(self) -> None:
         for name in ("block_tokens", "kv_tokens", "max_running", "prefill_chunk_tokens"):

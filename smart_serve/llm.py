@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from smart_serve.config import EngineConfig, SpeculationConfig
+from smart_serve.config import DtypeName, EngineConfig, SpeculationConfig
 from smart_serve.drafters.load import load_drafter
 from smart_serve.engine import sequence as engine_sequence
 from smart_serve.engine.build import build_engine
@@ -70,7 +70,7 @@ class LLM:
         model: str | Path = "bundled",
         drafter: str | Path | None = "bundled",
         policy: str = "smart",
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: DtypeName = "auto",
         device: str = "cpu",
         *,
         speculation: SpeculationConfig | None = None,
@@ -126,7 +126,7 @@ class LLM:
             return []
         if self._vision is None:
             # Loaded with the first picture: text alone needs no vision tower.
-            dtype = getattr(torch, self.config.dtype)
+            dtype = getattr(torch, self.config.dtype_name)
             self._vision = VisionEncoder(self.folder, dtype, self.config.device)
         return self._vision.encode(images)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
@@ -15,7 +16,7 @@ from smart_serve.bench.over_http import HttpBench
 from smart_serve.bench.report import page
 from smart_serve.bench.rounds import Contest, Runner, shown
 from smart_serve.bench.workload import Question, picture_questions, read_workload
-from smart_serve.config import ABLATIONS
+from smart_serve.config import ABLATIONS, DtypeName
 from smart_serve.errors import ConfigError
 
 TRANSFORMERS = "transformers"
@@ -60,7 +61,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help='"bundled", a drafter folder, "draft_model:FOLDER" or "ngram"',
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--dtype", default="auto", choices=get_args(DtypeName))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     forward = make_forward(model, cache, config, progress=True)
     table = target_costs(folder, model, cache, forward, config, store, progress=True)
     costs = Costs(table, drafter.info.layer_cost)
-    where = f"{args.model} in {args.dtype} on {device_name(torch.device(args.device))}"
+    where = f"{args.model} in {config.dtype_name} on {device_name(torch.device(args.device))}"
     print(f"{where}, {torch.get_num_threads()} threads; kept in {store.folder}")
     _print_target(costs.target)
     if costs.drafter is not None:

@@ -50,7 +50,7 @@ def load_drafter(
     MSD or EAGLE-3 checkpoint, told apart by its tensors. `model_folder` is the target's. Raises
     `ConfigError`.
     """
-    target = TargetParts(model_folder, getattr(torch, config.dtype), config.device)
+    target = TargetParts(model_folder, getattr(torch, config.dtype_name), config.device)
     loaded: NgramDrafter | NetworkDrafter
     if drafter == NGRAM:
         loaded, shape = NgramDrafter(target.image_token_id, max_tokens=config.kv_tokens), {}

@@ -39,7 +39,7 @@ def build_engine(
 
 def load_parts(model_folder: Path, config: EngineConfig) -> tuple[TargetModel, KvCache]:
     """The model and its KV cache."""
-    model = load_target(model_folder, getattr(torch, config.dtype), config.device)
+    model = load_target(model_folder, getattr(torch, config.dtype_name), config.device)
     num_blocks = config.kv_tokens // config.block_tokens + 1
     return model, KvCache(
         model.kv_shape, num_blocks, config.block_tokens, model.dtype, model.device

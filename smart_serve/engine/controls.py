@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernels.to_device import to_device
 from smart_serve.engine.sequence import Sequence
 
 
@@ -25,6 +26,6 @@ class Controls(NamedTuple):
         """`counts[i]` rows in a row belong to `sequences[i]`."""
         params = [sequence.request.sampling for sequence in sequences]
         real = np.asarray([(p.temperature, p.top_p, p.min_p) for p in params], np.float64)
-        temperatures, top_ps, min_ps = torch.from_numpy(np.repeat(real.T, counts, 1)).to(device)
+        temperatures, top_ps, min_ps = to_device(np.repeat(real.T, counts, 1), device)
         top_ks = np.repeat(np.asarray([p.top_k for p in params], np.int64), counts)
-        return Controls(temperatures, top_ps, torch.from_numpy(top_ks).to(device), min_ps)
+        return Controls(temperatures, top_ps, to_device(top_ks, device), min_ps)

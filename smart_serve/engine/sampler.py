@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kernels.sample import counter_uniform, sample
+from kernels.sample import keyed_uniforms, sample
 from kernels.verify import Walk
 from smart_serve.engine.controls import Controls
 from smart_serve.engine.logprobs import NO_LOGPROBS, RowLogprobs, row_logprobs
@@ -78,6 +78,5 @@ def draw(
 def _sample(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> torch.Tensor:
     counts = row_counts(len(sequences), forest)
     seeds = np.repeat(np.asarray([s.seed for s in sequences], np.int64), counts)
-    uniforms = torch.from_numpy(counter_uniform(seeds, drawn_positions(sequences, forest)))
-    controls = Controls.of(sequences, counts, logits.device)
-    return sample(logits, *controls, uniforms.to(logits.device))
+    uniforms = keyed_uniforms(seeds, drawn_positions(sequences, forest), logits.device)
+    return sample(logits, *Controls.of(sequences, counts, logits.device), uniforms)

@@ -73,9 +73,11 @@ def test_a_uniform_of_the_wrong_position_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The control: keyed by the row instead of the position, speculation changes answers."""
-    real = sampler.counter_uniform
+    real = sampler.keyed_uniforms
     monkeypatch.setattr(
-        sampler, "counter_uniform", lambda seeds, at: real(seeds, np.arange(len(at)) + at.min())
+        sampler,
+        "keyed_uniforms",
+        lambda seeds, at, device: real(seeds, np.arange(len(at)) + at.min(), device),
     )
     engine = make_engine(small_llava, random_feature_drafter(small_llava))
     params = [seeded(i) for i in range(len(llava_cases))]
