@@ -38,14 +38,16 @@ class DrafterProfile:
     def observe(self, growth: Growth) -> None:
         """One step's trees. Depths that were not opened move with the last one that was: a drafter
         whose first tokens are worth nothing is not to be hoped for deeper down."""
-        opened = len(growth.best_by_depth)
+        # Other policies may go deeper than is asked about here.
+        best = growth.best_by_depth[: len(self._best)]
+        opened = len(best)
         if opened:
             before = self._best[opened - 1, 0]
-            new = np.asarray(growth.best_by_depth)
+            new = np.asarray(best)
             self._best[:opened] += WEIGHT * (new - self._best[:opened])
             last = self._best[opened - 1, 0]
             self._best[opened:] = np.minimum(self._best[opened:] * last / max(before, 1e-9), last)
-        mass = np.asarray(growth.child_mass)
+        mass = np.asarray(growth.child_mass[: len(self._best)])
         self._child_mass[: len(mass)] += WEIGHT * (mass - self._child_mass[: len(mass)])
 
     def best_speedups(
