@@ -67,7 +67,7 @@ def target_costs(
 ) -> CostTable:
     """What the target's steps cost here: stored, or measured now."""
     store = store or CostStore.of_user()
-    grid = cost_grid(model, cache, config.max_running)
+    grid = cost_grid(model, cache, forward, config.max_running)
     shape = read_json(model_folder / "config.json")
 
     def measure() -> CostTable:

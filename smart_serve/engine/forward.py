@@ -20,6 +20,11 @@ ImageRows = Mapping[int, torch.Tensor]
 class Forward(Protocol):
     """Packs rows and runs the target over them."""
 
+    @property
+    def stairs(self) -> tuple[int, ...]:
+        """Numbers of rows to which it pads a step, rising; none: it does not."""
+        ...
+
     def prepare(self) -> None:
         """Whatever takes longer than a step may. Again after the model's captured layers change;
         otherwise harmless."""
@@ -38,6 +43,10 @@ class EagerForward:
         self._model = model
         self._cache = cache
         self._like = torch.empty(0, dtype=model.dtype, device=model.device)
+
+    @property
+    def stairs(self) -> tuple[int, ...]:
+        return ()
 
     def prepare(self) -> None:
         """Nothing to do."""

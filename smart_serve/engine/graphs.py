@@ -56,6 +56,10 @@ class GraphedForward:
         self._buckets: list[_Bucket] = []
         self._captured_layers: tuple[int, ...] | None = None
 
+    @property
+    def stairs(self) -> tuple[int, ...]:
+        return BUCKETS
+
     @torch.inference_mode()
     def prepare(self) -> None:
         if self._captured_layers == self._model.captured_layers:

@@ -22,11 +22,10 @@ ENOUGH_MS = 80.0
 """Of measuring one step: long ones are repeated less, for bursts weigh less in them."""
 
 
-def cost_grid(model: TargetModel, cache: KvCache, max_batch: int) -> CostGrid:
+def cost_grid(model: TargetModel, cache: KvCache, forward: Forward, max_batch: int) -> CostGrid:
     """What of the grid `cache` has room for; its block 0 is set aside."""
-    return CostGrid.within(
-        Room(cache.num_blocks - 1, cache.block_tokens, model.max_context), max_batch
-    )
+    room = Room(cache.num_blocks - 1, cache.block_tokens, model.max_context)
+    return CostGrid.within(room, max_batch, forward.stairs)
 
 
 def measure_costs(

@@ -63,7 +63,10 @@ def bounds_of(
 
 
 @functools.lru_cache(maxsize=128)
-def knots_up_to(max_nodes: int) -> tuple[int, ...]:
-    """0, 1, 2, … densely at first, then about four to the octave, up to `max_nodes`."""
-    grid = np.unique(np.round(2.0 ** np.arange(0.0, np.log2(max_nodes) + 0.01, 0.25)).astype(int))
-    return (0, *(int(n) for n in grid if n < max_nodes), max_nodes)
+def knots_up_to(max_nodes: int, batch: int, stairs: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """0, 1, 2, … densely at first, then about four to the octave, up to `max_nodes`; and both sides
+    of every stair of the cost that `batch` roots and so many nodes climb."""
+    grid = np.round(2.0 ** np.arange(0.0, np.log2(max_nodes) + 0.01, 0.25)).astype(int)
+    sides = (stair - batch + side for stair in stairs for side in (0, 1))
+    inside = {n for n in (*grid.tolist(), *sides) if 0 < n < max_nodes}
+    return (0, *sorted(inside), max_nodes)

@@ -204,7 +204,7 @@ class SpeculationController:
     ) -> GrowthPlan:
         bounds = bounds_of(policy, self._config, self._shape, batch, envelope)
         max_nodes = bounds.max_nodes
-        knots = knots_up_to(max_nodes)
+        knots = knots_up_to(max_nodes, batch, self._costs.stairs)
         tokens = batch + np.asarray(knots, np.float64)
         verify = self._costs.verify_ms(tokens, batch, context)
         verify = np.maximum.accumulate(verify * self._verify_residuals.factors(tokens))

@@ -69,6 +69,8 @@ class CostTable(msgspec.Struct, frozen=True):
     curves: tuple[tuple[Curve, ...], ...]
     """[batch][context], over the packed query tokens of the step. A batch may have been measured at
     the first few contexts only: where all of its sequences fit into the KV cache."""
+    stairs: tuple[int, ...] = ()
+    """Numbers of tokens to which a step is padded, rising; beyond the last one it is not."""
 
     def __post_init__(self) -> None:
         for knots in (self.batches, self.contexts):
@@ -82,12 +84,19 @@ class CostTable(msgspec.Struct, frozen=True):
     def verify_ms(self, num_tokens: FloatArray, batch: int, context: float) -> FloatArray:
         """Predicted cost of target forwards over `num_tokens` [n] packed tokens. [n]"""
         total = np.zeros(len(num_tokens), np.float64)
+        if self.stairs:
+            stairs = np.asarray(self.stairs, np.float64)
+            above = np.searchsorted(stairs, num_tokens).clip(max=len(stairs) - 1)
+            num_tokens = np.maximum(num_tokens, stairs[above])
         for weight, curve in self._around(batch, context):
             total += weight * curve.at(num_tokens)
         return total
 
     def step_ms(self, num_tokens: float, batch: int, context: float) -> float:
         """The same for one step."""
+        stair = bisect.bisect_left(self.stairs, num_tokens)
+        if stair < len(self.stairs):
+            num_tokens = self.stairs[stair]
         return sum(weight * curve(num_tokens) for weight, curve in self._around(batch, context))
 
     def _around(self, batch: int, context: float) -> list[tuple[float, Curve]]:

@@ -54,9 +54,11 @@ class CostGrid:
     cells: tuple[tuple[int, tuple[int, ...]], ...]
     """(batch, contexts), both rising; every batch has the first context."""
     room: Room
+    stairs: tuple[int, ...] = ()
+    """Numbers of rows to which steps are padded (see `CostTable`)."""
 
     @staticmethod
-    def within(room: Room, max_batch: int) -> CostGrid:
+    def within(room: Room, max_batch: int, stairs: tuple[int, ...] = ()) -> CostGrid:
         """For batches up to `max_batch`."""
 
         def fits(batch: int, context: int) -> bool:
@@ -65,7 +67,7 @@ class CostGrid:
         contexts = room.contexts
         batches = [b for b in BATCHES if b <= max_batch and fits(b, contexts[0])] or [1]
         cells = ((b, tuple(c for c in contexts if fits(b, c)) or contexts[:1]) for b in batches)
-        return CostGrid(tuple(cells), room)
+        return CostGrid(tuple(cells), room, stairs)
 
     def measure(self, step_ms: StepClock, progress: Callable[[int, int], None]) -> CostTable:
         """The table; `progress` is told (done, total) after each curve."""
@@ -80,7 +82,7 @@ class CostGrid:
                 progress(done, total)
             curves.append(tuple(row))
         batches = tuple(batch for batch, _ in self.cells)
-        return CostTable(batches, self.cells[0][1], tuple(curves))
+        return CostTable(batches, self.cells[0][1], tuple(curves), self.stairs)
 
     def _curve(self, batch: int, context: int, step_ms: StepClock) -> Curve:
         tokens: list[int] = []
@@ -95,6 +97,7 @@ class CostGrid:
     def _rows(self, batch: int, context: int) -> Iterator[int]:
         most = max(MAX_ROWS, ROWS_OF_LARGE_BATCH * batch)
         yield 1
-        for rows in ROWS_PER_SEQUENCE[1:]:
+        on_stairs = {stair // batch for stair in self.stairs if stair % batch == 0}
+        for rows in sorted({*ROWS_PER_SEQUENCE, *on_stairs} - {1}):
             if batch * rows <= most and self.room.holds(batch, context + rows):
                 yield rows

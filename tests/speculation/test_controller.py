@@ -103,6 +103,24 @@ def test_where_each_node_costs_a_step_nothing_is_drafted() -> None:
     assert world.run(300, confidence=0.9, worth=0.9) < 0.05
 
 
+def test_a_plan_prices_both_sides_of_every_stair() -> None:
+    """Nodes up to the next stair are free, and the one after it pays for all of the next."""
+    curve = Curve((1.0, 512.0), (10.0, 521.0))
+    stepped = CostTable((1,), (64,), ((curve,),), stairs=(4, 24, 96))
+    config = SpeculationConfig()
+    prices = []
+    for table in (stepped, CostTable((1,), (64,), ((curve,),))):
+        controller = SpeculationController(config, table, Curve((1.0,), (LAYER_MS,)), frozenset())
+        plan = controller.plan("eagle2", 3, CONTEXT, 3)
+        assert plan is not None
+        prices.append(plan.verify_ms(100))
+    steps = [0, 1, 2, 21, 22, 93, 94]
+    tokens = [4, 4, 24, 24, 96, 96, 97]
+    assert prices[0][steps].tolist() == pytest.approx([9.0 + n for n in tokens])
+    # The control: the same curve without stairs.
+    assert prices[1][steps].tolist() == pytest.approx([9.0 + 3 + n for n in steps])
+
+
 def test_a_large_batch_drafts_less_than_a_small_one() -> None:
     sizes = []
     for batch in (1, 8, 32):

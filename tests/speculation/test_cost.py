@@ -79,6 +79,16 @@ def test_a_batch_may_be_measured_at_fewer_contexts() -> None:
     assert ragged.step_ms(10.0, 3, 300.0) == pytest.approx(4.0)
 
 
+def test_a_step_costs_what_its_stair_does() -> None:
+    """As graphs do: 9 tokens are padded to 16, and beyond the last graph nothing is padded."""
+    curve = Curve((1.0, 100.0), (1.0, 100.0))
+    table = CostTable((1,), (64,), ((curve,),), stairs=(8, 16))
+    tokens = np.asarray([1.0, 8.0, 9.0, 16.0, 17.0, 200.0])
+    expected = [8.0, 8.0, 16.0, 16.0, 17.0, 200.0]
+    assert table.verify_ms(tokens, 1, 64.0).tolist() == pytest.approx(expected)
+    assert [table.step_ms(n, 1, 64.0) for n in tokens] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("batches", "contexts", "curves"),
     [
