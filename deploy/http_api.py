@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -111,7 +112,13 @@ class HttpApi:
         return Response(OPENAPI, media_type="application/json")
 
     async def _body(self, request: Request) -> bytes:
-        return await read_body(request, self._service.limits.max_body_bytes)
+        limits = self._service.limits
+        try:
+            async with asyncio.timeout(limits.body_timeout_s):
+                return await read_body(request, limits.max_body_bytes)
+        except TimeoutError:
+            message = f"the request took more than {limits.body_timeout_s:g} s to arrive"
+            raise ClientError(message, code="request_timeout", status=408) from None
 
 
 def build_http_app(service: ChatService, cluster: Cluster, keys: KeyRing) -> Starlette:

@@ -13,6 +13,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     max_body_bytes: int = 20 * 2**20
     """Bytes of one HTTP request body. Ray Serve itself has no such limit."""
+    body_timeout_s: float = 60.0
+    """How long one body may take to arrive."""
     max_images: int = 8
     """Pictures in one request."""
     max_image_bytes: int = 10 * 2**20

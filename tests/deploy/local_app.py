@@ -27,7 +27,10 @@ from vision.encoder import VisionEncoder
 from vision.fetch import PictureFetcher
 from vision.image import CheckedImage
 
-ARGS = AppArgs(limits={"max_body_bytes": 2_000_000}, engine={"max_running": 8, "kv_tokens": 8192})
+ARGS = AppArgs(
+    limits={"max_body_bytes": 2_000_000, "body_timeout_s": 3},
+    engine={"max_running": 8, "kv_tokens": 8192},
+)
 
 
 class LocalSource:

@@ -195,6 +195,16 @@ def test_clients_that_hang_up_free_their_blocks(app: ServedApp, png: bytes) -> N
     app.wait_until_idle()
 
 
+def test_a_client_that_does_not_wait_for_its_whole_answer_frees_its_blocks(app: ServedApp) -> None:
+    body = app.body(max_tokens=1800, ignore_eos=True)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{app.url}/v1/chat/completions", json=body, timeout=1)
+    begun = time.monotonic()
+    app.wait_until_idle()
+    # As below.
+    assert time.monotonic() - begun < 3
+
+
 def test_cancelling_a_handle_frees_its_blocks_at_once(app: ServedApp) -> None:
     stream = app.handle.generate.options(stream=True)
     pieces = stream.remote("Hi", max_tokens=1800, ignore_eos=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,13 @@ def test_logprobs_are_those_of_the_answer(client: openai.OpenAI) -> None:
     assert [max(top.values()) for top in told.top_logprobs] == pytest.approx(
         told.token_logprobs, abs=1e-4
     )
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(url: str) -> None:
+    place = httpx.URL(url)
+    with socket.create_connection((place.host, place.port), timeout=30) as one:
+        one.sendall(b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+        assert one.recv(100).startswith(b"HTTP/1.1 408")
 
 
 def test_a_client_that_leaves_frees_every_choice(url: str, source: LocalSource) -> None:
