@@ -21,7 +21,8 @@ from smart_serve.llm import LLM
 from smart_serve.messages import SamplingParams
 
 VOCAB = 7
-PROMPT = (3, 5, 1, 3, 5)
+PROMPT = tuple(np.random.default_rng(6).integers(0, VOCAB, 40).tolist())
+"""Long enough for prompt lookup to find whatever comes."""
 MODEL = "draft_model:FOLDER"
 CHUNK = 160
 """Requests of one `generate` call."""
