@@ -34,7 +34,8 @@ def measure_costs(
     """Median milliseconds of pack + forward + head + arg-max; overwrites the (idle) cache."""
 
     def step_ms(batch: int, rows: int, context: int) -> float:
-        return _time_ms(model, forward, _rows(batch, rows, context, grid.room.block_tokens))
+        sequences = _rows(model, batch, rows, context, grid.room.block_tokens)
+        return _time_ms(model, forward, sequences)
 
     def show(done: int, total: int) -> None:
         if progress:
@@ -43,14 +44,17 @@ def measure_costs(
     return grid.measure(step_ms, show)
 
 
-def _rows(batch: int, rows: int, context: int, block_tokens: int) -> list[Rows]:
+def _rows(model: TargetModel, batch: int, rows: int, context: int, block_tokens: int) -> list[Rows]:
     blocks_each = -(-(context + rows) // block_tokens)
+    indices, rope = context + np.arange(rows), model.rope_positions(())
+    # On as many axes as a served step has: only then do captured graphs take it.
+    positions = indices if rope is None else rope.at(indices)
     return [
         Rows(
             blocks=list(range(1 + i * blocks_each, 1 + (i + 1) * blocks_each)),
             num_committed=context,
             token_ids=np.zeros(rows, np.int64),
-            positions=context + np.arange(rows),
+            positions=positions,
             visible=np.tri(rows, dtype=np.bool_),
         )
         for i in range(batch)

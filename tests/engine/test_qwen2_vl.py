@@ -16,9 +16,12 @@ from small_models import IMAGE_TOKEN, VOCAB
 
 from smart_serve.drafters.draft_model import DraftModel
 from smart_serve.drafters.network_drafter import NetworkDrafter
+from smart_serve.engine.forward import EagerForward, ImageRows, RowGroups
+from smart_serve.engine.measure import cost_grid, measure_costs
 from smart_serve.errors import ClientError
 from smart_serve.models.families import load_target
 from smart_serve.models.rope import RopePositions
+from smart_serve.paging.kv_cache import KvCache
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,28 @@ def test_the_target_itself_as_draft_model_is_always_right(
         # One token comes from prefill; the last one needs no tree.
         drafted = range(1, sequence.num_generated)
         assert sequence.tally.target_steps == 1 + len(drafted[::4])
+
+
+def test_costs_are_measured_on_three_axes(
+    small_qwen2_vl: Path, small_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As steps are served, so that captured graphs run them."""
+    shapes: dict[str, set[int]] = {}
+    real = EagerForward.run
+
+    def recorded(self: EagerForward, groups: RowGroups, images: ImageRows) -> object:
+        seen.update(rows.positions.ndim for group in groups for rows in group)
+        return real(self, groups, images)
+
+    monkeypatch.setattr(EagerForward, "run", recorded)
+    for folder in (small_qwen2_vl, small_llama):
+        seen = shapes.setdefault(folder.name, set())
+        model = load_target(folder, torch.float32, "cpu")
+        cache = KvCache(model.kv_shape, 40, 4, model.dtype, model.device)
+        forward = EagerForward(model, cache)
+        grid = cost_grid(model, cache, forward, 2)
+        measure_costs(model, forward, grid, progress=False)
+    assert list(shapes.values()) == [{2}, {1}]
 
 
 def exchanged(rope: RopePositions, indices: np.ndarray) -> np.ndarray:

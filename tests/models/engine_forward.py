@@ -7,7 +7,8 @@ import torch
 
 from smart_serve.models.target import TargetModel
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.paging.rows import Rows, pack_rows
+from smart_serve.paging.pack import pack_rows
+from smart_serve.paging.rows import Rows
 
 
 @torch.inference_mode()
