@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kernels.to_device import to_device
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.admission import check_request
@@ -46,6 +47,7 @@ class Verified:
     first_rows: NDArray[np.int64]  # [num_sequences + 1]
     slots: torch.Tensor  # [N] of the cache, where the rows wrote
     drawn: Drawn  # all rows of decoding sequences, then one per finished prefill
+    prompt_is_finite: NDArray[np.bool_]  # of each row of the prefill chunks
     elapsed_ms: float
 
 
@@ -212,10 +214,18 @@ class Engine:
         ]
         wanted = hidden.last[:num_tree_rows]
         if ends:
-            wanted = torch.cat((wanted, hidden.last[torch.tensor(ends, device=wanted.device)]))
+            wanted = torch.cat((wanted, hidden.last[to_device(np.asarray(ends), wanted.device)]))
+        # Prompt rows, at once: what is not finite must be found before others get its blocks.
+        finite = torch.isfinite(hidden.last[num_tree_rows:].sum(dim=-1, dtype=torch.float32))
         drawn = self._draw(work, drafted, wanted)
-        elapsed_ms = 1e3 * (time.perf_counter() - clock)
-        return Verified(hidden, step.first_rows, step.attention.slots, drawn, elapsed_ms)
+        return Verified(
+            hidden,
+            step.first_rows,
+            step.attention.slots,
+            drawn,
+            finite.cpu().numpy(),
+            elapsed_ms=1e3 * (time.perf_counter() - clock),
+        )
 
     def _draw(self, work: StepWork, drafted: Drafted, hidden: torch.Tensor) -> Drawn:
         """The target's token after each tree row and each finished prompt."""
@@ -256,15 +266,14 @@ class Engine:
         self, work: StepWork, verified: Verified, commit: CacheCommit
     ) -> list[Emission]:
         emissions: list[Emission] = []
-        drawn_row = int(verified.first_rows[len(work.decodes)])
+        drawn_row = num_tree_rows = int(verified.first_rows[len(work.decodes)])
         for i, chunk in enumerate(work.prefills, start=len(work.decodes)):
             sequence = chunk.sequence
             first, last = int(verified.first_rows[i]), int(verified.first_rows[i + 1])
             tokens: list[int] = []
             said: tuple[TokenLogprob, ...] = ()
-            # All rows, at once: what is not finite must be found before others get its blocks.
-            total = verified.hidden.last[first:last].sum(dtype=torch.float32)
-            is_finite = bool(torch.isfinite(total))
+            own = slice(first - num_tree_rows, last - num_tree_rows)
+            is_finite = bool(verified.prompt_is_finite[own].all())
             if chunk.is_last:
                 is_finite = is_finite and bool(verified.drawn.is_finite[drawn_row])
                 tokens = [int(verified.drawn.token_ids[drawn_row])]
