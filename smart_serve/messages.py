@@ -183,7 +183,7 @@ class SpeculationPlan(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "smart"
     max_nodes: int = 512
     """Draft nodes of one step, over the batch."""
-    max_depth: int = 8
+    max_depth: int = 12
     top_k: int = 10
     draft_cost_factor: float = 1.0
     """The drafter's predicted slow-down under the load that all targets put on it."""

@@ -34,6 +34,8 @@ MAPS_EVERY = 8
 PLAN_EVERY = 4
 """Steps that a plan's prices stand for, while batch and context do: they move by a few per cent of
 a residual at a time, and to write them down takes a tenth of a millisecond."""
+SETTLED_STEPS = 16
+"""Drafted steps after which prices are known well enough for that."""
 CONTEXT_STEP = 32
 """Committed tokens per sequence, on average, by which a context counts as another."""
 PAYBACK_STEPS = 16
@@ -194,7 +196,10 @@ class SpeculationController:
     ) -> GrowthPlan:
         """The plan of the last steps while its prices may stand, else a new one."""
         asked = (policy, batch, int(context) // CONTEXT_STEP, envelope)
-        if self._kept is None or self._kept[0] != asked or self._kept[1] >= PLAN_EVERY:
+        # At first prices move fast; and while drafting rests, a look is rare and must be true.
+        is_steady = self._observed >= SETTLED_STEPS and self._fallback.is_drafting
+        times = PLAN_EVERY if is_steady else 1
+        if self._kept is None or self._kept[0] != asked or self._kept[1] >= times:
             self._kept = asked, 0, self._growth_plan(policy, batch, context, envelope)
         self._kept = self._kept[0], self._kept[1] + 1, self._kept[2]
         return self._kept[2]
