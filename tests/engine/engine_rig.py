@@ -52,37 +52,37 @@ class Case:
 ANSWER_TOKENS = 20
 
 
-def make_cases(folder: Path, count: int, *, pictures: bool) -> list[Case]:
-    """Prompts of 3 to 24 tokens; with `pictures`, every second one holds one."""
+def make_cases(folder: Path, count: int, *, pictures: int) -> list[Case]:
+    """Prompts of 3 to 24 tokens for a Llama; for a LLaVA with 0 to `pictures` pictures, in turn."""
     rng = np.random.default_rng(5)
     loader = LlavaForConditionalGeneration if pictures else AutoModelForCausalLM
     model = loader.from_pretrained(folder).eval()
-    cases = []
-    for i in range(count):
-        ids = rng.integers(3, IMAGE_TOKEN, int(rng.integers(3, 25))).tolist()
-        inputs: dict[str, torch.Tensor] = {}
-        spans: tuple[ImageSpan, ...] = ()
-        features: tuple[np.ndarray, ...] = ()
-        if pictures and i % 2:
-            start = int(rng.integers(0, len(ids) + 1))
-            ids[start:start] = [IMAGE_TOKEN] * IMAGE_ROWS
-            spans = (ImageSpan(start, IMAGE_ROWS, f"hash{i}"),)
-            pixels = torch.from_numpy(rng.normal(size=(1, 3, 24, 24))).float()
-            inputs["pixel_values"] = pixels
-            with torch.inference_mode():
-                encoded = model.get_image_features(pixel_values=pixels)
-            rows = encoded if isinstance(encoded, torch.Tensor) else encoded.pooler_output
-            features = (rows[0].reshape(IMAGE_ROWS, -1).numpy(),)
+    return [_make_case(model, rng, i % (pictures + 1), f"hash{i}") for i in range(count)]
+
+
+def _make_case(model: Any, rng: np.random.Generator, num_pictures: int, name: str) -> Case:
+    ids = rng.integers(3, IMAGE_TOKEN, int(rng.integers(3, 25))).tolist()
+    starts = np.sort(rng.integers(0, len(ids) + 1, num_pictures))
+    spans, features = [], []
+    inputs: dict[str, torch.Tensor] = {}
+    for index, start in enumerate((starts + IMAGE_ROWS * np.arange(num_pictures)).tolist()):
+        ids[start:start] = [IMAGE_TOKEN] * IMAGE_ROWS
+        spans.append(ImageSpan(start, IMAGE_ROWS, f"{name}-{index}"))
+    if num_pictures:
+        pixels = torch.from_numpy(rng.normal(size=(num_pictures, 3, 24, 24))).float()
+        inputs["pixel_values"] = pixels
         with torch.inference_mode():
-            out = model.generate(
-                torch.tensor([ids]),
-                attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
-                max_new_tokens=ANSWER_TOKENS,
-                do_sample=False,
-                **inputs,
-            )
-        cases.append(Case(tuple(ids), spans, features, tuple(out[0, len(ids) :].tolist())))
-    return cases
+            encoded = model.get_image_features(pixel_values=pixels).pooler_output
+        features = [rows.reshape(IMAGE_ROWS, -1).numpy() for rows in encoded]
+    with torch.inference_mode():
+        out = model.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+            max_new_tokens=ANSWER_TOKENS,
+            do_sample=False,
+            **inputs,
+        )
+    return Case(tuple(ids), tuple(spans), tuple(features), tuple(out[0, len(ids) :].tolist()))
 
 
 def make_engine(

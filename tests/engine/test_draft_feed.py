@@ -21,7 +21,7 @@ from smart_serve.speculation.tree import Forest
 
 @pytest.fixture(scope="module")
 def llava_cases(small_llava: Path) -> list[Case]:
-    return make_cases(small_llava, 6, pictures=True)
+    return make_cases(small_llava, 6, pictures=1)
 
 
 def knowing(cases: list[Case]) -> KnowingDrafter:
