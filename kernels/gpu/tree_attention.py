@@ -178,6 +178,7 @@ def constants(
     """What `attend_tiles` is compiled for."""
     group = heads // kv_heads
     group_padded = triton.next_power_of_2(group)
+    is_wide = tile_rows * group_padded > 64
     return {
         "WORDS": words,
         "KV_HEADS": kv_heads,
@@ -187,10 +188,11 @@ def constants(
         "DIM_PADDED": max(16, triton.next_power_of_2(head_dim)),
         "BLOCK_TOKENS": block_tokens,
         "TILE_ROWS": tile_rows,
-        "TILE_SLOTS": 64 if is_half else 32,
+        # Queries, keys and values must fit into the 99 KiB that a block has on sm_89.
+        "TILE_SLOTS": 64 if is_half else 16 if is_wide else 32,
         "SPLITS": splits,
         "PRECISION": "ieee",  # for float32; narrower types have only one
-        "num_warps": 4 if tile_rows * group_padded <= 64 else 8,
+        "num_warps": 8 if is_wide else 4,
     }
 
 

@@ -129,6 +129,7 @@ SHAPES = {
     ),
     "seven heads to one": replace(TREES, heads=14),
     "one head to one": replace(TREES, heads=2),
+    "eight heads to one": Shape((3, 20), (40, 9), heads=8, kv_heads=1, dim=128),
     "odd head": replace(TREES, dim=20),
     "more than one word": Shape((70, 3), (5, 200)),
     "a tree of 272": Shape((272,), (3,), heads=1, kv_heads=1, dim=16),
