@@ -108,8 +108,8 @@ class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     policy: str = "smart"
     max_depth: int = 12
-    """Layers of a tree. Beyond 12 even a path of very good drafts is worth little (0.95^12 = 0.54 of
-    a token for a whole draft layer); what does not pay, `smart` does not draft."""
+    """Layers of a tree. Beyond 12 even a path of very good drafts is worth little (0.95^12 = 0.54
+    of a token for a whole draft layer); what does not pay, `smart` does not draft."""
     top_k: int = 10
     """Children of one node that are looked at (EAGLE-2's and MSD's default)."""
     max_nodes: int = 2048
