@@ -72,7 +72,11 @@ class Calibration:
 
     def maps(self) -> tuple[tuple[float, ...], ...]:
         """Per depth, acceptance at the knots: a posterior mean, made monotone."""
-        prior = ALPHA * np.linspace(0.0, 1.0, NUM_KNOTS)
+        damped = ALPHA * np.linspace(0.0, 1.0, NUM_KNOTS)
+        # A depth of which little was seen is believed to be like the others together.
+        pooled_accepted, pooled_seen = self._accepted.sum(axis=0), self._seen.sum(axis=0)
+        pooled = (pooled_accepted + PRIOR_WEIGHT * damped) / (pooled_seen + PRIOR_WEIGHT)
+        prior = np.asarray(_isotonic(pooled, pooled_seen + UNSEEN_WEIGHT))
         mean = (self._accepted + PRIOR_WEIGHT * prior) / (self._seen + PRIOR_WEIGHT)
         # Pooling weighs evidence: knots that nothing was seen of give way to their neighbours.
         # With the prior's weight a dozen of them would hold a useless drafter up for long.

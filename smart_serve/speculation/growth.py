@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,23 +26,49 @@ from smart_serve.speculation.tree import PROBABILITY_SLACK, FloatArray, Forest, 
 
 
 @dataclass(frozen=True, slots=True)
+class Frontier:
+    """The F nodes whose children come next; at first the roots."""
+
+    trees: IntArray  # [F]
+    ids: IntArray  # [F] among all candidates; of roots: their trees
+    path_probs: FloatArray  # [F]
+    draft_probs: FloatArray  # [F]
+
+
+@dataclass(frozen=True)
 class Layer:
     """All candidates of one depth. Ids count candidates over all layers, in order."""
 
     first_id: int
-    trees: IntArray  # [n] tree of each candidate
-    parents: IntArray  # [n] id of the parent candidate; for children of a root, its tree
+    frontier: Frontier
+    """Their parents."""
     token_ids: IntArray  # [n]
     confidences: FloatArray  # [n]
     path_probs: FloatArray  # [n] calibrated
-    draft_probs: FloatArray  # [n] product of raw confidences along the path
     width: int
     """Children of each parent, best first."""
+
+    # Worked out when asked for: not every policy does, and it is done for every layer.
+
+    @cached_property
+    def trees(self) -> IntArray:
+        """Tree of each candidate. [n]"""
+        return np.repeat(self.frontier.trees, self.width)
+
+    @cached_property
+    def parents(self) -> IntArray:
+        """Id of the parent candidate; for children of a root, its tree. [n]"""
+        return np.repeat(self.frontier.ids, self.width)
+
+    @cached_property
+    def draft_probs(self) -> FloatArray:
+        """Product of raw confidences along the path. [n]"""
+        return np.repeat(self.frontier.draft_probs, self.width) * self.confidences
 
     @property
     def best_trees(self) -> IntArray:
         """Trees of each parent's `PROFILE_WIDTH` best children. [m]"""
-        return self.trees.reshape(-1, self.width)[:, :PROFILE_WIDTH].reshape(-1)
+        return np.repeat(self.frontier.trees, min(self.width, PROFILE_WIDTH))
 
     @property
     def best_path_probs(self) -> FloatArray:
@@ -93,14 +120,12 @@ class TreeGrower(ABC):
         self.layers: list[Layer] = []
         self._child_mass: list[float] = []
         self._policy_s = 0.0
-        self._frontier_trees: IntArray = np.arange(num_trees)
-        self._frontier_ids: IntArray = np.arange(num_trees)
-        self._frontier_path: FloatArray = np.ones(num_trees)
-        self._frontier_draft: FloatArray = np.ones(num_trees)
+        roots, certain = np.arange(num_trees), np.ones(num_trees)
+        self._frontier = Frontier(roots, roots, certain, certain)
 
     @property
     def num_candidates(self) -> int:
-        return self.layers[-1].first_id + len(self.layers[-1].trees) if self.layers else 0
+        return self.layers[-1].first_id + len(self.layers[-1].token_ids) if self.layers else 0
 
     def add_layer(self, token_ids: IntArray, log_probs: FloatArray) -> IntArray:
         """Children of every frontier node, both [F, k], best first; those beyond what a drafter
@@ -122,10 +147,13 @@ class TreeGrower(ABC):
         chosen = chosen[layer.confidences[chosen] > 0.0]
         for token in self.plan.terminal_tokens:
             chosen = chosen[layer.token_ids[chosen] != token]
-        self._frontier_trees = layer.trees[chosen]
-        self._frontier_ids = layer.first_id + chosen
-        self._frontier_path = layer.path_probs[chosen]
-        self._frontier_draft = layer.draft_probs[chosen]
+        parents = chosen // layer.width
+        self._frontier = Frontier(
+            trees=layer.frontier.trees[parents],
+            ids=layer.first_id + chosen,
+            path_probs=layer.path_probs[chosen],
+            draft_probs=layer.frontier.draft_probs[parents] * layer.confidences[chosen],
+        )
         return chosen
 
     def finish(self) -> Growth:
@@ -160,17 +188,16 @@ class TreeGrower(ABC):
         flat = confidences.reshape(-1)
         calibrated = acceptance(self.plan.calibration, len(self.layers) + 1, flat)
         calibrated[flat == 0.0] = 0.0
-        best = calibrated.reshape(-1, width)[:, 0]
-        mass = float(self._frontier_path.sum())
-        self._child_mass.append(float((self._frontier_path * best).sum()) / max(mass, 1e-12))
+        reached = self._frontier.path_probs
+        path_probs = calibrated.reshape(-1, width) * reached[:, None]
+        mass = float(reached.sum())
+        self._child_mass.append(float(path_probs[:, 0].sum()) / max(mass, 1e-12))
         return Layer(
             first_id=self.num_candidates,
-            trees=np.repeat(self._frontier_trees, width),
-            parents=np.repeat(self._frontier_ids, width),
+            frontier=self._frontier,
             token_ids=token_ids.reshape(-1),
             confidences=flat,
-            path_probs=np.repeat(self._frontier_path, width) * calibrated,
-            draft_probs=np.repeat(self._frontier_draft, width) * flat,
+            path_probs=path_probs.reshape(-1),
             width=width,
         )
 
@@ -178,7 +205,7 @@ class TreeGrower(ABC):
         """Flat trees of the candidates `ids` (increasing, so parents come first)."""
         ids, offsets, row_of = self._rows(ids)
         depths = np.repeat(
-            np.arange(1, len(self.layers) + 1), [len(layer.trees) for layer in self.layers]
+            np.arange(1, len(self.layers) + 1), [len(layer.token_ids) for layer in self.layers]
         )[ids]
         parents = self.column("parents")[ids]
         # A first-layer candidate's parent is its tree's root, row 0.

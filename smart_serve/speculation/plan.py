@@ -66,11 +66,14 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     def verify_ms(self, num_nodes: int) -> FloatArray:
         """Target cost with 0..num_nodes draft nodes. [num_nodes + 1], not to be written to."""
-        return _verify_ms(self.verify_knots, self.verify_knot_ms, num_nodes)
+        return _table(tuple(map(float, self.verify_knots)), self.verify_knot_ms, num_nodes)
+
+    def draft_ms(self, num_rows: int) -> FloatArray:
+        """One layer of drafting with 0..num_rows rows, or some more. Not to be written to."""
+        return _table(self.draft_layer.x, self.draft_layer.y, 1 << num_rows.bit_length())
 
 
-@functools.lru_cache(maxsize=16)
-def _verify_ms(knots: tuple[int, ...], knot_ms: tuple[float, ...], num_nodes: int) -> FloatArray:
-    """Kept, since a plan's prices stand for some steps."""
-    curve = Curve(tuple(map(float, knots)), knot_ms)
-    return curve.at(np.arange(num_nodes + 1, dtype=np.float64))
+@functools.lru_cache(maxsize=32)
+def _table(x: tuple[float, ...], y: tuple[float, ...], last: int) -> FloatArray:
+    """A curve at 0..last. Kept, since a plan's prices stand for some steps."""
+    return Curve(x, y).at(np.arange(last + 1, dtype=np.float64))

@@ -28,10 +28,8 @@ class DrafterProfile:
         self._best = np.zeros((max_depth, PROFILE_WIDTH))
         self._best[:, 0] = chain
         self._child_mass = np.full(max_depth, DEFAULT_CHILD_MASS)
-        self._tokens: FloatArray | None = None
-        """What `_expected_tokens` says, until the next observation."""
-        self._priced: tuple[GrowthPlan, int, FloatArray] | None = None
-        """The last plan and batch, with what `_later_ms` said of them."""
+        self._priced: tuple[GrowthPlan, int, FloatArray, FloatArray] | None = None
+        """The last plan and batch, with what `_prices` said of them."""
 
     @property
     def child_mass(self) -> tuple[float, ...]:
@@ -50,33 +48,35 @@ class DrafterProfile:
             last = self._best[opened - 1, 0]
             self._best[opened:] = np.minimum(self._best[opened:] * last / max(before, 1e-9), last)
         mass = np.asarray(growth.child_mass[: len(self._best)])
-        self._child_mass[: len(mass)] += WEIGHT * (mass - self._child_mass[: len(mass)])
-        self._tokens = None
+        if len(mass):
+            # Deeper ones are believed to be like the last: taken for worse, they would never be
+            # opened, and nothing would ever be learnt of them.
+            mass = np.concatenate((mass, np.full(len(self._best) - len(mass), mass[-1])))
+            self._child_mass += WEIGHT * (mass - self._child_mass)
 
     def best_speedups(
         self, plan: GrowthPlan, batch: int, catch_up_rows: Sequence[int]
     ) -> list[float]:
         """Tokens per time of the best tree of typical shape, over plain decoding's; for each number
         of rows that the drafter's first pass may have to run."""
-        if self._tokens is None:
-            self._tokens = self._expected_tokens()
-        later_ms = self._later_ms(plan, batch)
-        tokens = self._tokens[: later_ms.shape[0], : later_ms.shape[1]]
+        tokens, later_ms = self._prices(plan, batch)
         plain = plan.verify_knot_ms[0]
         return [
             plain * float((tokens / (plan.draft_layer(max(rows, 1)) + later_ms)).max(initial=0.0))
             for rows in catch_up_rows
         ]
 
-    def _later_ms(self, plan: GrowthPlan, batch: int) -> FloatArray:
-        """What a step costs after its first draft pass. [depth, nodes of a tree]"""
+    def _prices(self, plan: GrowthPlan, batch: int) -> tuple[FloatArray, FloatArray]:
+        """Tokens of one typical tree, and what the step costs after its first draft pass, both
+        [depth, nodes of a tree]. They stand as long as the plan does."""
         if self._priced is None or self._priced[0] is not plan or self._priced[1] != batch:
             depth = min(plan.max_depth, len(self._best))
             sizes = np.arange(1, self._best.size + 1)[: max(0, plan.max_nodes // batch)]
             verify = np.interp(sizes * batch, plan.verify_knots, plan.verify_knot_ms)
             layers = plan.wire_ms + plan.draft_layer(batch) * np.arange(depth)[:, None]
-            self._priced = plan, batch, layers + verify
-        return self._priced[2]
+            tokens = self._expected_tokens()[:depth, : len(sizes)]
+            self._priced = plan, batch, tokens, layers + verify
+        return self._priced[2], self._priced[3]
 
     def _expected_tokens(self) -> FloatArray:
         """Of one tree of 1, 2, … of the best nodes of the first d depths; 0 where there are no

@@ -30,7 +30,7 @@ class SmartGrower(TreeGrower):
     def __init__(self, plan: GrowthPlan, num_trees: int, catch_up_rows: int) -> None:
         super().__init__(plan, num_trees)
         self._spent_ms = plan.wire_ms + plan.draft_layer(catch_up_rows)
-        self._verify_ms = plan.verify_ms(plan.max_nodes + num_trees * plan.top_k)
+        self._verify_ms = plan.verify_ms(2 * plan.max_nodes)
         self._ranked: tuple[int, IntArray, FloatArray] | None = None
 
     def expand(self, layer: Layer) -> IntArray:
@@ -41,11 +41,10 @@ class SmartGrower(TreeGrower):
         worth = worth[worth >= layer.first_id] - layer.first_id
         if len(worth) == 0:
             return worth
-        rows = np.arange(1, len(worth) + 1)
         gain = np.cumsum(self._next_gains(layer, worth, order[:nodes]))
-        opened = self._spent_ms + self.plan.draft_layer.at(rows.astype(np.float64))
+        opened = self._spent_ms + self.plan.draft_ms(len(worth))[1 : len(worth) + 1]
         # One child of each expanded node is expected among the verified ones.
-        cost = opened + self._verify_ms[np.minimum(nodes + rows, len(self._verify_ms) - 1)]
+        cost = opened + self._verify_ms[nodes + 1 : nodes + len(worth) + 1]
         next_rates = (tokens[nodes] + gain) / cost
         best = int(next_rates.argmax())
         if next_rates[best] <= rates[nodes]:

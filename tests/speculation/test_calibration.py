@@ -64,12 +64,26 @@ def test_a_known_map_is_learnt(shape: str) -> None:
 
 def test_children_of_rejected_nodes_teach_nothing() -> None:
     """They were never judged: the target did not look there."""
-    calibration = Calibration(3)
-    before = calibration.maps()
+    with_children, alone = Calibration(3), Calibration(3)
     for _ in range(20):
-        calibration.observe(chains(np.full(50, 0.9), 3), np.zeros(150, np.bool_))
-    assert calibration.maps()[1:] == before[1:]
-    assert acceptance(calibration.maps(), 1, np.asarray([0.9]))[0] < 0.05
+        with_children.observe(chains(np.full(50, 0.9), 3), np.zeros(150, np.bool_))
+        alone.observe(chains(np.full(50, 0.9), 1), np.zeros(50, np.bool_))
+    assert with_children.maps() == alone.maps()
+    assert acceptance(alone.maps(), 1, np.asarray([0.9]))[0] < 0.05
+
+
+def test_a_depth_of_which_little_was_seen_is_like_the_others() -> None:
+    calibration = Calibration(4)
+    for _ in range(20):
+        calibration.observe(chains(np.full(50, 0.9), 2), np.ones(100, np.bool_))
+    confidence = np.asarray([0.9])
+    assert acceptance(calibration.maps(), 4, confidence)[0] > 0.95
+    # What it shows itself soon counts for more.
+    for _ in range(3):
+        accepted = np.tile([True, True, True, False], 50)
+        calibration.observe(chains(np.full(50, 0.9), 4), accepted)
+    assert acceptance(calibration.maps(), 4, confidence)[0] < 0.1
+    assert acceptance(calibration.maps(), 1, confidence)[0] > 0.95
 
 
 def test_what_was_never_seen_does_not_outweigh_what_was() -> None:
