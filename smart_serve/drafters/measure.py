@@ -9,29 +9,31 @@ import torch
 
 from smart_serve.drafters.protocol import DraftBatch, Drafter, DraftInput
 from smart_serve.speculation.cost import Curve
-from smart_serve.speculation.cost_grid import LAYER_ROWS
+from smart_serve.speculation.cost_grid import LAYER_ROWS, LAYER_SEQUENCES
 from smart_serve.speculation.plan import GrowthPlan
 
 REPEATS = 5
 WARM_UP = 2
 CONTEXT = 64
 """Tokens each sequence has committed; a drafting layer's cost hardly depends on it at this size."""
-GRID = (LAYER_ROWS, CONTEXT)
+GRID = (LAYER_ROWS, LAYER_SEQUENCES, CONTEXT)
 _FIRST_ID = -1_000
 """Sequence ids below zero: no engine uses them."""
 
 
 def measure_layer_cost(drafter: Drafter) -> Curve:
-    """Median milliseconds of a pass over so many rows, one for each of as many sequences."""
+    """Median milliseconds of a pass over so many rows, spread over as many sequences, or
+    `LAYER_SEQUENCES`."""
     info = drafter.info
     width = info.vector_size if info.wants_vector_per_token else None
     times = []
     for rows in LAYER_ROWS:
-        ids = range(_FIRST_ID, _FIRST_ID - rows, -1)
+        ids = range(_FIRST_ID, _FIRST_ID - min(rows, LAYER_SEQUENCES), -1)
+        each = rows // len(ids)
         drafter.propose(_batch(ids, 0, CONTEXT, width))
         samples = []
         for repeat in range(WARM_UP + REPEATS):
-            proposal = drafter.propose(_batch(ids, CONTEXT + repeat, 1, width))
+            proposal = drafter.propose(_batch(ids, CONTEXT + repeat * each, each, width))
             samples.append(proposal.layer_ms[0])
         times.append(statistics.median(samples[WARM_UP:]))
         drafter.close(ids)

@@ -126,7 +126,7 @@ class NetworkDrafter:
     ) -> tuple[Growth, list[float], list[int]]:
         """catch up → (children → keep → expand)* → finish."""
         num_rows = sum(len(tree.token_ids) for tree in trees)
-        grower = make_grower(plan, len(trees), num_rows)
+        grower = make_grower(plan, len(trees))
         layer_ms, layer_rows = [], []
         clock = time.perf_counter()
         frontier = self._catch_up(trees)

@@ -98,7 +98,7 @@ class NgramDrafter:
         if not frontier:
             return Proposal(Growth(Forest.empty(len(roots)), (), ()), unknown)
         rows = sum(len(batch.inputs[i].token_ids) for i in known)
-        grower = make_grower(batch.growth.of_trees(known), len(frontier), rows)
+        grower = make_grower(batch.growth.of_trees(known), len(frontier))
         layer_ms, layer_rows = [], []
         while frontier:
             token_ids, log_probs, nodes = _layer(frontier, batch.growth.top_k)

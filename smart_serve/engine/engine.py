@@ -324,11 +324,12 @@ class Engine:
             layer_ms=drafted.layer_ms,
             verify_ms=verified.elapsed_ms,
             step_ms=step_ms,
+            prefill_tokens=sum(chunk.length for chunk in work.prefills),
         )
         tally_step(work, seen, drafted.elapsed_ms, self.controller)
         if work.decodes:
             self.last_step = seen
-        if work.decodes and not work.prefills and not self._row_limit.is_set:
+        if work.decodes and not self._row_limit.is_set:
             self.controller.observe(seen)
 
     def _fail(self, sequence: Sequence, why: str) -> Emission:

@@ -29,7 +29,7 @@ one is always 70 % sure:
 One step of two sequences. `catch_up_rows` are the tokens that the drafter has not seen yet:
 
 >>> plan = controller.plan("smart", batch=2, context=512.0, catch_up_rows=2)
->>> grower, num_nodes, layers = make_grower(plan, 2, 2), 2, 0
+>>> grower, num_nodes, layers = make_grower(plan, 2), 2, 0
 >>> while num_nodes:
 ...     token_ids, log_probs = children(num_nodes, plan.top_k)
 ...     num_nodes = len(grower.add_layer(token_ids, log_probs))  # indices into [nodes * top_k]

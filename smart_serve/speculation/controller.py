@@ -45,7 +45,7 @@ this many."""
 
 @dataclass(frozen=True, slots=True)
 class StepObservation:
-    """What one step without prefill rows did and took."""
+    """What one step did and took."""
 
     policy: str
     batch: int
@@ -57,11 +57,19 @@ class StepObservation:
     layer_ms: tuple[float, ...]
     verify_ms: float
     step_ms: float
+    prefill_tokens: int = 0
+    """Prompt tokens in the same forward."""
 
     @property
     def num_tokens(self) -> int:
-        """Packed query tokens of the target's forward: roots and draft nodes."""
-        return self.batch + self.forest.num_nodes
+        """Packed query tokens of the target's forward."""
+        return self.batch + self.forest.num_nodes + self.prefill_tokens
+
+    @property
+    def is_mostly_decoding(self) -> bool:
+        """Whether the cost table speaks of such steps. A server under load hardly ever takes one
+        without any prefill."""
+        return 2 * self.prefill_tokens <= self.num_tokens
 
 
 class SpeculationController:
@@ -141,12 +149,12 @@ class SpeculationController:
 
     def predicted_step_ms(self, seen: StepObservation) -> float:
         """What the tables say of a step that has been taken."""
+        verify = self._verify_ms(seen.num_tokens, seen.batch, seen.context)
         if seen.growth is None or self._layer_cost is None:
-            return self.plain_step_ms(seen.batch, seen.context)
+            return verify + self._overhead[False].ms
         layers = sum(
             self._layer_cost(rows) * self._draft_residuals.factor(rows) for rows in seen.layer_rows
         )
-        verify = self._verify_ms(seen.num_tokens, seen.batch, seen.context)
         return verify + layers + self._overhead[True].ms
 
     def observe(self, seen: StepObservation) -> None:
@@ -160,7 +168,7 @@ class SpeculationController:
         if self._observed % MAPS_EVERY == 0:
             self._maps = self._calibration.maps()
         self._profile.observe(seen.growth)
-        if seen.policy == "smart" and self._promised is not None:
+        if seen.policy == "smart" and self._promised is not None and not seen.prefill_tokens:
             tokens = seen.batch + float(seen.forest.path_probs.sum())
             plain_ms = self.plain_step_ms(seen.batch, seen.context)
             kept = tokens / seen.step_ms * plain_ms / seen.batch
@@ -169,8 +177,9 @@ class SpeculationController:
             self._adaptive_chain.observe(seen.forest, seen.accepted)
 
     def _observe_costs(self, seen: StepObservation) -> None:
-        table = self._costs.step_ms(seen.num_tokens, seen.batch, seen.context)
-        self._verify_residuals.observe(seen.num_tokens, seen.verify_ms, table)
+        if seen.is_mostly_decoding:
+            table = self._costs.step_ms(seen.num_tokens, seen.batch, seen.context)
+            self._verify_residuals.observe(seen.num_tokens, seen.verify_ms, table)
         if self._layer_cost is not None:
             for rows, measured in zip(seen.layer_rows, seen.layer_ms, strict=True):
                 self._draft_residuals.observe(rows, measured, self._layer_cost(rows))
@@ -178,10 +187,11 @@ class SpeculationController:
         self._overhead[seen.growth is not None].observe(overhead)
 
     def _outlook(self, plan: GrowthPlan, batch: int, catch_up_rows: int) -> Outlook:
-        # While it drafts, what was accepted last is all that is to be caught up with, every step.
-        rows = catch_up_rows
-        if not self._fallback.is_drafting:
-            rows = batch + catch_up_rows // PAYBACK_STEPS
+        # What a step accepts is caught up with in the next; what is more is a prompt's, or was
+        # decoded plainly, and comes once.
+        usual = batch * (plan.max_depth + 1) if self._fallback.is_drafting else batch
+        usual = min(usual, catch_up_rows)
+        rows = usual + (catch_up_rows - usual) // PAYBACK_STEPS
         drafted_ms = plan.wire_ms + plan.draft_layer(catch_up_rows)
         drafted_ms += float(np.interp(batch, plan.verify_knots, plan.verify_knot_ms))
         speedup, caught_up_speedup = self._profile.best_speedups(plan, batch, (rows, batch))

@@ -21,8 +21,11 @@ ROWS_OF_LARGE_BATCH = 4
 PAST_KNEE = 4.0
 """A step that takes so many times the smallest one is bound by arithmetic: the curve goes on
 straight, and need not be measured further."""
-LAYER_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Rows of a drafting pass."""
+LAYER_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
+"""Rows of a drafting pass; the largest are prompts that a drafter catches up with."""
+LAYER_SEQUENCES = 64
+"""Over which they are spread: rows of one sequence share what it has in the cache, and a pass with
+more rows has several of each."""
 
 StepClock = Callable[[int, int, int], float]
 """(batch, rows per sequence, context) -> milliseconds of such a target forward."""

@@ -1,6 +1,6 @@
 """Growing the draft trees of a step, layer by layer, from any drafting loop.
 
-grower = make_grower(plan, num_trees, catch_up_rows)
+grower = make_grower(plan, num_trees)
 frontier = roots
 while len(frontier):
     token_ids, log_probs = top-k children of every frontier node        # the drafter's forward

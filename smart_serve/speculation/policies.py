@@ -14,12 +14,11 @@ from smart_serve.speculation.smart_paper import PaperGrower
 from smart_serve.speculation.static_tree import StaticGrower, is_static
 
 
-def make_grower(plan: GrowthPlan, num_trees: int, catch_up_rows: int) -> TreeGrower:
-    """The grower of `plan.policy` for one step of `num_trees` sequences; the drafter's first pass
-    runs `catch_up_rows` rows."""
+def make_grower(plan: GrowthPlan, num_trees: int) -> TreeGrower:
+    """The grower of `plan.policy` for one step of `num_trees` sequences."""
     if plan.policy == "smart":
         grower = SmartGrower if plan.ablation is None else ablated_grower(plan.ablation)
-        return grower(plan, num_trees, catch_up_rows)
+        return grower(plan, num_trees)
     if plan.policy == "smart-paper":
         return PaperGrower(plan, num_trees)
     if plan.policy == "eagle2" or plan.policy.startswith("eagle2:"):

@@ -27,9 +27,11 @@ class SmartGrower(TreeGrower):
     """Greedy in layers, exact within a layer: P never grows down a path, so the best n nodes of
     the batch are closed under parents and one scan over n finds the optimum."""
 
-    def __init__(self, plan: GrowthPlan, num_trees: int, catch_up_rows: int) -> None:
+    def __init__(self, plan: GrowthPlan, num_trees: int) -> None:
         super().__init__(plan, num_trees)
-        self._spent_ms = plan.wire_ms + plan.draft_layer(catch_up_rows)
+        # What the drafter has to catch up with is left out. Each token is caught up with once,
+        # whatever the trees: a price per token, and G / (C + c·G) is largest where G / C is.
+        self._spent_ms = plan.wire_ms + plan.draft_layer(num_trees)
         self._verify_ms = plan.verify_ms(2 * plan.max_nodes)
         self._ranked: tuple[int, IntArray, FloatArray] | None = None
 

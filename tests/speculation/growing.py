@@ -33,7 +33,7 @@ def plan_of(policy: str = "smart", **changes: object) -> GrowthPlan:
 
 def grow(plan: GrowthPlan, num_trees: int, children: Children) -> TreeGrower:
     """The grower after its last layer, as a drafter's loop leaves it."""
-    grower = make_grower(plan, num_trees, num_trees)
+    grower = make_grower(plan, num_trees)
     frontier: list[tuple[int, tuple[int, ...]]] = [(tree, ()) for tree in range(num_trees)]
     while frontier:
         rows = np.stack([children(tree, path) for tree, path in frontier])

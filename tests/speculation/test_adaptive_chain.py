@@ -75,6 +75,6 @@ def test_the_controller_runs_it() -> None:
     controller = SpeculationController(SpeculationConfig(), table, LAYER)
     found = controller.plan("adaptive-chain", 2, 100.0, 2)
     assert found is not None
-    grower = make_grower(found, 2, 2)
+    grower = make_grower(found, 2)
     chosen = grower.add_layer(np.asarray([[1], [1]]), np.log([[0.5], [0.5]]))
     assert len(chosen) == (0 if found.max_depth == 1 else 2)

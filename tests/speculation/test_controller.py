@@ -22,6 +22,9 @@ LAYER_MS = 0.5
 class World:
     """Steps of a batch: what the controller decides is carried out at the true costs."""
 
+    prefill_tokens = 0
+    """Prompt rows in every step."""
+
     def __init__(self, *, node_ms: float = 0.01, slower: float = 1.0, batch: int = 1) -> None:
         table = CostTable((1,), (64,), ((Curve((1.0, 513.0), (10.0, 10.0 + 512 * node_ms)),),))
         self.batch, self.slower, self.table = batch, slower, table
@@ -56,14 +59,14 @@ class World:
     def _observe(
         self, forest: Forest, accepted: np.ndarray, growth: object, num_layers: int = 0
     ) -> None:
-        tokens = np.asarray([float(self.batch + forest.num_nodes)])
+        tokens = np.asarray([float(self.batch + forest.num_nodes + self.prefill_tokens)])
         verify = float(self.table.verify_ms(tokens, self.batch, CONTEXT)[0]) * self.slower
         self.controller.observe(
             StepObservation(
                 policy="smart", batch=self.batch, context=CONTEXT, forest=forest,
                 accepted=accepted, growth=growth, layer_rows=(self.batch,) * num_layers,
                 layer_ms=(LAYER_MS,) * num_layers, verify_ms=verify,
-                step_ms=verify + num_layers * LAYER_MS,
+                step_ms=verify + num_layers * LAYER_MS, prefill_tokens=self.prefill_tokens,
             )
         )  # fmt: skip
 
@@ -80,6 +83,23 @@ def test_a_useless_drafter_is_given_up() -> None:
     world = World(node_ms=0.2)
     world.run(300, confidence=0.9, worth=0.0)
     assert world.run(600, confidence=0.9, worth=0.0) < 0.03
+
+
+@pytest.mark.parametrize("prefill_tokens", [2, 500])
+def test_a_server_that_prefills_in_every_step_learns_too(prefill_tokens: int) -> None:
+    """Under load hardly a step is without: a useless drafter is given up all the same."""
+    world = World(node_ms=0.2)
+    world.prefill_tokens = prefill_tokens
+    world.run(300, confidence=0.9, worth=0.0)
+    assert world.run(600, confidence=0.9, worth=0.0) < 0.03
+
+
+def test_costs_are_learnt_from_steps_with_a_little_prefill() -> None:
+    slow, true = World(slower=3.0, batch=4), World(batch=4)
+    for world in (slow, true):
+        world.prefill_tokens = 4
+        world.run(100, confidence=0.9, worth=0.9)
+    assert slow.controller.plain_step_ms(4, CONTEXT) > 2 * true.controller.plain_step_ms(4, CONTEXT)
 
 
 def test_a_good_drafter_is_used_in_every_step() -> None:

@@ -52,7 +52,7 @@ def drawn(policy: str, temperatures: list[float], seeds: list[int], **changes: o
         draw_seeds=tuple(seeds),
         **changes,
     )
-    grower = make_grower(plan, len(seeds), len(seeds))
+    grower = make_grower(plan, len(seeds))
     contexts = np.zeros(len(seeds), np.int64)
     while len(contexts):
         order = np.argsort(-P_DRAFT[contexts], axis=1, kind="stable")

@@ -36,9 +36,9 @@ class Drafted:
 class Clocked:
     """A grower whose own processor time is added up."""
 
-    def __init__(self, plan: GrowthPlan, num_trees: int, catch_up_rows: int) -> None:
+    def __init__(self, plan: GrowthPlan, num_trees: int) -> None:
         clock = time.thread_time()
-        self._grower: TreeGrower = make_grower(plan, num_trees, catch_up_rows)
+        self._grower: TreeGrower = make_grower(plan, num_trees)
         self.spent_ms = 1e3 * (time.thread_time() - clock)
 
     def add(self, found: Children) -> NDArray[np.int64]:
@@ -67,7 +67,7 @@ def draft(
     layer_cost: LayerCost,
 ) -> Drafted:
     """Trees for all sequences; the first pass runs `catch_up_rows` rows."""
-    grower = Clocked(plan, num_sequences, catch_up_rows)
+    grower = Clocked(plan, num_sequences)
     frontier, rows = np.arange(num_sequences), catch_up_rows
     layers: list[Children] = []
     layer_rows: list[int] = []
