@@ -33,10 +33,16 @@ class CacheCommit:
     def apply(self, walk: Walk, first_rows: Ints, features: torch.Tensor) -> None:
         """`walk` through the trees, each of which begins at one of the `first_rows`; `features`
         [N, F] of all packed rows."""
-        first = to_device(first_rows[: len(walk.lengths) + 1], self._slots.device)
-        self._cache.commit(self._slots, first, walk.paths, walk.lengths)
+        if walk.paths.shape[1] > 0:
+            first = to_device(first_rows[: len(walk.lengths) + 1], self._slots.device)
+            self._cache.commit(self._slots, first, walk.paths, walk.lengths)
         kept = self._cache.features
-        if kept is not None and self._rows:
-            both = np.stack((np.concatenate(self._rows), np.concatenate(self._places)))
-            rows, places = to_device(both, kept.device)
-            kept.index_copy_(0, self._slots[places], features.index_select(0, rows))
+        if kept is None or not self._rows:
+            return
+        committed = np.concatenate(self._rows)
+        if len(committed) == len(self._slots):  # As in plain decoding: all rows, each in place.
+            kept.index_copy_(0, self._slots, features)
+            return
+        both = np.stack((committed, np.concatenate(self._places)))
+        rows, places = to_device(both, kept.device)
+        kept.index_copy_(0, self._slots[places], features.index_select(0, rows))

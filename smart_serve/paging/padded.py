@@ -38,11 +38,15 @@ def _attention_group(
     lengths = np.diff(first_rows)
     width, num_rows = int(lengths.max()), int(lengths.sum())
     num_blocks = -(-max(rows.num_slots for rows in group) // block_tokens)
+    run = _run(group[0], num_blocks, block_tokens) if len(group) == 1 else None
     tables = np.zeros((len(group), num_blocks), np.int64)
     for table, rows in zip(tables, group, strict=True):
         used = rows.blocks[:num_blocks]
         table[: len(used)] = used
-    mask = _mask(group, width, num_blocks * block_tokens)
+    mask: torch.Tensor | None = None
+    if run is None or width > 1 or not group[0].visible.all():
+        num_keys = num_blocks * block_tokens if run is None else len(run)
+        mask = torch.from_numpy(_mask(group, width, num_keys)).to(like.device, like.dtype)
     padded_rows = real_queries = None
     if num_rows != len(group) * width:
         offsets = np.arange(width)[None, :]
@@ -52,12 +56,22 @@ def _attention_group(
         real_queries = torch.from_numpy(real).to(like.device)
     return AttentionGroup(
         block_tables=torch.from_numpy(tables).to(like.device),
-        mask=torch.from_numpy(mask).to(device=like.device, dtype=like.dtype),
+        mask=mask,
         first_row=int(first_rows[0]),
         num_rows=num_rows,
         padded_rows=padded_rows,
         real_queries=real_queries,
+        run=run,
     )
+
+
+def _run(rows: Rows, num_blocks: int, block_tokens: int) -> range | None:
+    """Slots of a sequence whose blocks lie one after another in the cache, as a fresh pool's do."""
+    first = rows.blocks[0]
+    if rows.blocks[:num_blocks] != list(range(first, first + num_blocks)):
+        return None
+    start = first * block_tokens
+    return range(start, start + rows.num_slots)
 
 
 def _mask(group: Sequence[Rows], width: int, num_keys: int) -> NDArray[np.float32]:

@@ -22,6 +22,9 @@ from smart_serve.speculation.tree import Forest
 def match(forest: Forest, drawn: torch.Tensor) -> Walk:
     """Walk all trees at once, where `drawn` [M + B] is: the target's token after each tree's root
     and then after its nodes."""
+    if forest.num_nodes == 0:
+        nowhere = drawn.new_zeros(len(drawn), 0)
+        return Walk(nowhere, nowhere.sum(dim=1), drawn)
     numbers = np.concatenate((forest.offsets, forest.parents, forest.token_ids))
     nodes = forest.num_nodes
     parts = to_device(numbers, drawn.device).split((forest.num_trees + 1, nodes, nodes))

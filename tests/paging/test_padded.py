@@ -1,0 +1,65 @@
+"""A sequence whose blocks lie one after another is read in place, and reads the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.tree_attention import AttentionGroup, tree_attention
+from smart_serve.models.target import KvShape
+from smart_serve.paging.kv_cache import KvCache
+from smart_serve.paging.padded import pack_padded
+from smart_serve.paging.rows import Rows
+
+BLOCK = 4
+TOGETHER, APART = [3, 4, 5], [9, 2, 7]
+
+
+def cache_with_both() -> KvCache:
+    """The same keys and values in the blocks `TOGETHER` and `APART`."""
+    cache = KvCache(KvShape(1, 2, 8), 12, BLOCK, torch.float32, "cpu")
+    generator = torch.Generator().manual_seed(0)
+    for plane in (cache.keys[0], cache.values[0]):
+        plane.copy_(torch.randn(plane.shape, generator=generator))
+        plane[APART] = plane[TOGETHER]
+    return cache
+
+
+def rows_at(blocks: list[int], num_rows: int, *, earlier: int = 0) -> Rows:
+    """Rows of a tree after seven tokens; `earlier`: rows of passes before, one of them unseen."""
+    visible = np.tri(num_rows, num_rows + earlier, earlier, dtype=np.bool_)
+    visible[:, :1] &= earlier == 0
+    return Rows(blocks, 7, np.zeros(num_rows, np.int64), 7 + np.arange(num_rows), visible)
+
+
+def attended(cache: KvCache, group: AttentionGroup, num_rows: int) -> torch.Tensor:
+    query = torch.randn(num_rows, 4, 8, generator=torch.Generator().manual_seed(1))
+    return tree_attention(query, cache.keys[0], cache.values[0], (group,), 0.3)
+
+
+@pytest.mark.parametrize(("num_rows", "earlier"), [(1, 0), (3, 0), (1, 2), (2, 2)])
+def test_a_run_of_blocks_reads_what_scattered_blocks_do(num_rows: int, earlier: int) -> None:
+    cache, like = cache_with_both(), torch.zeros(0)
+    groups = []
+    for blocks in (TOGETHER, APART):
+        step = pack_padded([[rows_at(blocks, num_rows, earlier=earlier)]], cache, like)
+        groups.append(step.attention.rows[0])
+    together, apart = groups
+    assert together.run == range(12, 12 + 7 + num_rows + earlier)
+    assert apart.run is None
+    assert (together.mask is None) == ((num_rows, earlier) == (1, 0))
+    found = attended(cache, together, num_rows)
+    torch.testing.assert_close(found, attended(cache, apart, num_rows))
+    # The control: one slot further on is something else.
+    shifted = replace(together, run=range(together.run.start + 1, together.run.stop + 1))
+    assert not torch.allclose(found, attended(cache, shifted, num_rows), atol=1e-3)
+
+
+def test_sequences_of_a_batch_are_gathered() -> None:
+    step = pack_padded(
+        [[rows_at(TOGETHER, 1), rows_at(APART, 1)]], cache_with_both(), torch.zeros(0)
+    )
+    assert step.attention.rows[0].run is None
