@@ -23,15 +23,14 @@ class AttentionGroup:
     """Sequences whose queries are padded to one length and attended together."""
 
     block_tables: torch.Tensor  # [G, blocks] int64, padded with any valid block
-    mask: torch.Tensor | None
-    """[G, 1, Q, K] additive: 0 or -inf; None: all is seen. K is blocks * block_tokens, or the
-    length of the `run`."""
+    mask: torch.Tensor  # [G, 1, Q, blocks * block_tokens] additive: 0 or -inf
     first_row: int  # the group owns packed rows first_row .. first_row + num_rows - 1
     num_rows: int
     padded_rows: torch.Tensor | None  # [G * Q] packed row of each padded query; None: no padding
     real_queries: torch.Tensor | None  # [num_rows] index of each packed row among the padded ones
     run: range | None = None
-    """Slots of a single sequence whose blocks lie one after another: they are read in place."""
+    """Blocks of a single sequence, where they lie one after another: they are read in place, to the
+    last bit as if they had been copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +108,9 @@ def _keys(cache: torch.Tensor, group: AttentionGroup) -> torch.Tensor:
     """[G, H_kv, K, D], without a copy where that can be; else whole blocks, since long copies are
     the fast ones."""
     if group.run is not None:
-        slots = cache.flatten(0, 1)[group.run.start : group.run.stop]
-        return slots.unsqueeze(0).transpose(1, 2)
+        blocks = cache[group.run.start : group.run.stop]
+    else:
+        blocks = cache.index_select(0, group.block_tables.view(-1))
     num_sequences, num_blocks = group.block_tables.shape
-    blocks = cache.index_select(0, group.block_tables.view(-1))
     tokens = blocks.view(num_sequences, num_blocks * cache.shape[1], *cache.shape[2:])
     return tokens.transpose(1, 2)

@@ -38,15 +38,12 @@ def _attention_group(
     lengths = np.diff(first_rows)
     width, num_rows = int(lengths.max()), int(lengths.sum())
     num_blocks = -(-max(rows.num_slots for rows in group) // block_tokens)
-    run = _run(group[0], num_blocks, block_tokens) if len(group) == 1 else None
+    run = _run(group[0].blocks[:num_blocks]) if len(group) == 1 else None
     tables = np.zeros((len(group), num_blocks), np.int64)
     for table, rows in zip(tables, group, strict=True):
         used = rows.blocks[:num_blocks]
         table[: len(used)] = used
-    mask: torch.Tensor | None = None
-    if run is None or width > 1 or not group[0].visible.all():
-        num_keys = num_blocks * block_tokens if run is None else len(run)
-        mask = torch.from_numpy(_mask(group, width, num_keys)).to(like.device, like.dtype)
+    mask = _mask(group, width, num_blocks * block_tokens)
     padded_rows = real_queries = None
     if num_rows != len(group) * width:
         offsets = np.arange(width)[None, :]
@@ -56,7 +53,7 @@ def _attention_group(
         real_queries = torch.from_numpy(real).to(like.device)
     return AttentionGroup(
         block_tables=torch.from_numpy(tables).to(like.device),
-        mask=mask,
+        mask=torch.from_numpy(mask).to(device=like.device, dtype=like.dtype),
         first_row=int(first_rows[0]),
         num_rows=num_rows,
         padded_rows=padded_rows,
@@ -65,13 +62,10 @@ def _attention_group(
     )
 
 
-def _run(rows: Rows, num_blocks: int, block_tokens: int) -> range | None:
-    """Slots of a sequence whose blocks lie one after another in the cache, as a fresh pool's do."""
-    first = rows.blocks[0]
-    if rows.blocks[:num_blocks] != list(range(first, first + num_blocks)):
-        return None
-    start = first * block_tokens
-    return range(start, start + rows.num_slots)
+def _run(blocks: list[int]) -> range | None:
+    """The blocks as a range, if they lie one after another in the cache, as a fresh pool's do."""
+    run = range(blocks[0], blocks[0] + len(blocks))
+    return run if blocks == list(run) else None
 
 
 def _mask(group: Sequence[Rows], width: int, num_keys: int) -> NDArray[np.float32]:
