@@ -31,6 +31,9 @@ from smart_serve.speculation.tree import Forest
 
 MAPS_EVERY = 8
 """Steps between two refreshes of the calibration maps; they move slowly."""
+TRIALS = 3
+"""First steps that draft whatever is predicted: by then price and acceptance are seen, and a
+useless drafter has cost three steps."""
 PLAN_EVERY = 4
 """Steps that a plan's prices stand for, while batch and context do: they move by a few per cent of
 a residual at a time, and to write them down takes a tenth of a millisecond."""
@@ -86,6 +89,7 @@ class SpeculationController:
         self._terminal_tokens = tuple(sorted(terminal_tokens))
         self._costs = costs
         self._layer_cost = layer_cost
+        self._trials_left = TRIALS
         self._envelope: tuple[SpeculationPlan, float] | None = None
         self._calibration = Calibration(config.max_depth)
         self._maps = self._calibration.maps()
@@ -114,6 +118,7 @@ class SpeculationController:
 
     def set_layer_cost(self, layer_cost: Curve | None) -> None:
         """A drafter came (its own measurements) or went (None)."""
+        self._trials_left = TRIALS
         self._layer_cost = layer_cost
 
     def plan(
@@ -125,7 +130,7 @@ class SpeculationController:
         envelope = self._current_envelope()
         if envelope is not None and envelope.policy == "off":
             return None
-        if policy == "smart" and self._fallback.rests(batch):
+        if policy == "smart" and self._trials_left == 0 and self._fallback.rests(batch):
             return None
         plan = self._current_plan(policy, batch, context, envelope)
         if policy == "adaptive-chain":
@@ -135,6 +140,10 @@ class SpeculationController:
         outlook = self._outlook(plan, batch, catch_up_rows)
         kept = self._promises.factor(batch)
         decision = self._fallback.decide(batch, outlook.corrected(kept))
+        if self._trials_left > 0:
+            # Nothing is known of the drafter but what a pass costs: tried before it is judged.
+            self._trials_left -= 1
+            decision = Decision.PROBE if decision is Decision.PLAIN else decision
         self._promised = outlook.speedup if decision is Decision.DRAFT else None
         if decision is Decision.PROBE:
             return msgspec.structs.replace(plan, is_probe=True)

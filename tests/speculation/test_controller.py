@@ -102,6 +102,19 @@ def test_costs_are_learnt_from_steps_with_a_little_prefill() -> None:
     assert slow.controller.plain_step_ms(4, CONTEXT) > 2 * true.controller.plain_step_ms(4, CONTEXT)
 
 
+def test_an_unknown_drafter_is_tried_even_where_it_seems_too_dear() -> None:
+    """Its price was measured while the machine was busy, say."""
+    world = World()
+    world.controller.set_layer_cost(Curve((1.0,), (30.0,)))
+    tried = [world.step(0.9, 0.9) is not None for _ in range(12)]
+    assert tried[:3] == [True] * 3
+    dear = World()
+    dear.controller.set_layer_cost(Curve((1.0,), (30.0,)))
+    for _ in range(4):
+        dear.controller.plan("smart", 1, CONTEXT, 1)  # Asked, and never answered.
+    assert plan_of(dear) is None
+
+
 def test_a_good_drafter_is_used_in_every_step() -> None:
     world = World()
     assert world.run(200, confidence=0.9, worth=0.9) == 1.0
