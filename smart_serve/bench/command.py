@@ -10,13 +10,14 @@ from typing import get_args
 import msgspec
 
 from smart_serve.bench import options
+from smart_serve.bench.contestant import under_rules
 from smart_serve.bench.figures import Load, Machine, Report, Row, Sample
 from smart_serve.bench.oracle import TREES
 from smart_serve.bench.over_http import HttpBench
 from smart_serve.bench.report import page
 from smart_serve.bench.rounds import Contest, Runner, shown
 from smart_serve.bench.workload import Question, picture_questions, read_workload
-from smart_serve.config import ABLATIONS, DtypeName
+from smart_serve.config import ABLATIONS, VERIFICATION_RULES, DtypeName
 from smart_serve.errors import ConfigError
 
 TRANSFORMERS = "transformers"
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policies", type=options.policies_and_generate, default="off,eagle2,smart,transformers"
     )
+    text = "rules that verify the drawn trees of the policies, each in turn (%(default)s)"
+    rules = options.words_of(VERIFICATION_RULES)
+    parser.add_argument("--verification", type=rules, default="match", metavar="RULES", help=text)
     parser.add_argument(
         "--batch", type=options.batches, default="1,4,16", help="requests at a time (%(default)s)"
     )
@@ -70,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--ablate changes the controller: it needs an engine in this process")
     policies = [p for p in args.policies if not (args.url and p == TRANSFORMERS)]
     contest = Contest(
-        policies=(*policies, *(f"smart-{name}" for name in args.ablate)),
+        policies=(
+            *under_rules(policies, args.verification),
+            *(f"smart-{name}" for name in args.ablate),
+        ),
         trees=TREES if args.oracle else (),
         rounds=args.rounds,
         requests=args.requests,
@@ -152,7 +159,7 @@ def _hold(contest: Contest, runner: Runner, load: Load) -> list[Row]:
 def _line(row: Row) -> str:
     spread = row.speedup
     parts = [
-        f"batch {row.batch:>3}  {row.policy:<21}{row.tokens_per_s:>8.0f} tokens/s",
+        f"batch {row.batch:>3}  {row.policy:<25}{row.tokens_per_s:>8.0f} tokens/s",
         f"{spread.median:>5.2f}x off ({spread.p10:.2f}-{spread.p90:.2f})",
     ]
     if row.temperature:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smart_serve.bench.clocked import ClockedController, ClockedDrafter, ReliabilityCount
+from smart_serve.bench.contestant import Contestant
 from smart_serve.bench.figures import Calibrations, Costs, Load, Sample, TimeSplit
 from smart_serve.bench.workload import Question
-from smart_serve.config import ABLATIONS, Ablation
+from smart_serve.config import Ablation
 from smart_serve.engine.emission import Emission
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.sequence import Sequence as EngineSequence
@@ -23,14 +24,6 @@ from smart_serve.speculation.controller import StepObservation
 from vision.image import image_from_pil
 
 Features = list[NDArray[np.float32]]
-
-
-def parse_name(name: str) -> tuple[str, Ablation | None]:
-    """(policy, None), or ("smart", NAME) of `smart-NAME`."""
-    for ablation in ABLATIONS:
-        if name == f"smart-{ablation}":
-            return "smart", ablation
-    return name, None
 
 
 class EngineBench:
@@ -73,10 +66,10 @@ class EngineBench:
     def run(self, name: str, load: Load, first: int) -> Sample:
         """Answer `load.requests` questions, from number `first` on; `_ClosedLoop` says what of it
         is counted."""
-        policy, ablation = parse_name(name)
-        controller = self._take(name, ablation)
+        contestant = Contestant.of(name)
+        controller = self._take(name, contestant.ablation)
         places = [(first + i) % len(self._work) for i in range(load.requests)]
-        loop = _ClosedLoop(self._engine, load.batch, self._requests(places, policy, load))
+        loop = _ClosedLoop(self._engine, load.batch, self._requests(places, contestant, load))
         tally = _Tally(controller, self._drafter)
         while loop.refill():
             tally.reset_clocks()
@@ -105,12 +98,15 @@ class EngineBench:
         return controller
 
     def _requests(
-        self, places: Sequence[int], policy: str, load: Load
+        self, places: Sequence[int], contestant: Contestant, load: Load
     ) -> Iterator[tuple[GenerateRequest, Features]]:
         for place in places:
             request, features = self._work[place]
             sampling = msgspec.structs.replace(
-                request.sampling, policy=policy, temperature=load.temperature
+                request.sampling,
+                policy=contestant.policy,
+                verification=contestant.verification,
+                temperature=load.temperature,
             )
             yield msgspec.structs.replace(request, sampling=sampling), features
 

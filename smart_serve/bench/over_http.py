@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from smart_serve.bench.contestant import Contestant
 from smart_serve.bench.figures import Load, Sample, TimeSplit
 from smart_serve.bench.workload import Question
 from smart_serve.client import chat_body, delta_text, get_json, stream_chat
@@ -51,7 +52,9 @@ class HttpBench:
         them all in the warm-up, so that none of the policies pays for the others' prompts.
         """
         places = [i % len(self._bodies) for i in range(load.requests)]
-        fields = {"temperature": load.temperature, "speculation": {"policy": policy}}
+        contestant = Contestant.of(policy)
+        speculation = {"policy": contestant.policy, "verification": contestant.verification}
+        fields = {"temperature": load.temperature, "speculation": speculation}
         clock = time.perf_counter()
         with ThreadPoolExecutor(load.batch) as clients:
             jobs = [

@@ -37,6 +37,18 @@ def test_bench_measures_and_writes_what_it_promises(
     assert "<svg" in page.read_text()
 
 
+def test_rules_compete_on_drawn_trees(tmp_path: Path) -> None:
+    work, figures = tmp_path / "work.jsonl", tmp_path / "f.json"
+    work.write_text('{"prompt": "How many circles are there?", "max_tokens": 8}\n')
+    words = ["--policies", "off,delayed:2,0,2", "--verification", "match,traversal"]
+    words += ["--temperature", "1", "--batch", "2", "--rounds", "1"]
+    assert main(["bench", *words, "--workload", str(work), "--json", str(figures)]) == 0
+    rows = json.loads(figures.read_text())["rows"]
+    drawn = ["delayed:2,0,2", "delayed:2,0,2+traversal"]
+    assert [row["policy"] for row in rows] == ["off", *drawn]
+    assert all(row["tokens_per_step"] > 1.5 for row in rows[1:])
+
+
 def test_profile_keeps_tables_that_it_also_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
