@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -12,20 +13,23 @@ from typing import Protocol
 import msgspec
 
 from deploy.args import AppArgs
+from smart_serve.errors import ClientError
 from smart_serve.frontend.detokenizer import Detokenizer
 from smart_serve.frontend.prompt import Prompt, PromptBuilder, check_length
 from smart_serve.messages import GenerateRequest, SamplingParams, TokenChunk
 from smart_serve.models.folders import resolve_model
 from smart_serve.openai.answer import AnswerHead, Detokenized, ModelCard, ModelList, Tokens
 from smart_serve.openai.merge import merged
-from smart_serve.openai.respond import TextNews, text_news
+from smart_serve.openai.options import AnswerOptions
+from smart_serve.openai.respond import text_news
 from smart_serve.openai.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
 )
-from smart_serve.openai.shapes import AnswerShape, ChatShape, TextShape
+from smart_serve.openai.shapes import AnswerShape, ChatShape, TextNews, TextShape
+from smart_serve.openai.stream_position import StreamPosition
 from smart_serve.openai.validate import (
     Conversation,
     ParsedChat,
@@ -53,7 +57,8 @@ class TokenSource(Protocol):
 class PreparedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """An answer whose request passed every check before GPU work."""
 
-    id: str
+    position: StreamPosition
+    """Where the client stands: at the beginning, unless it goes on with a stream that broke."""
     shape: AnswerShape
     requests: tuple[GenerateRequest, ...]
     """One per choice."""
@@ -61,6 +66,10 @@ class PreparedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     stream: bool
     include_usage: bool
+
+    @property
+    def id(self) -> str:
+        return self.position.name
 
 
 class ChatService:
@@ -86,32 +95,36 @@ class ChatService:
         card = ModelCard(id=self.served_name, created=self._created, max_model_len=self._context)
         return ModelList(data=(card,))
 
-    async def prepare_chat_body(self, body: bytes) -> PreparedAnswer:
-        """From the body of a chat. Raises `ClientError`."""
+    async def prepare_chat_body(
+        self, body: bytes, after: StreamPosition | None = None
+    ) -> PreparedAnswer:
+        """From the body of a chat; `after`: where its stream broke. Raises `ClientError`."""
         chat = await asyncio.to_thread(self._parse_chat, body)
         conversation = await self._fetched(chat.conversation)
         chat = msgspec.structs.replace(chat, conversation=conversation)
-        return await asyncio.to_thread(self.prepare_chat, chat)
+        return await asyncio.to_thread(self.prepare_chat, chat, after)
 
-    def prepare_chat(self, chat: ParsedChat) -> PreparedAnswer:
+    def prepare_chat(self, chat: ParsedChat, after: StreamPosition | None = None) -> PreparedAnswer:
         """Template, tokens, lengths. Raises `ClientError`."""
-        options = chat.options
         prompt, images = self._build(chat.conversation)
-        head = self._head("chatcmpl")
+        options = _with_seed(chat.options, after)
         choices = options.choices(len(prompt.token_ids), self._context)
+        position = _position("chatcmpl", choices, after)
         return PreparedAnswer(
-            id=head.id,
-            shape=ChatShape(head),
-            requests=self._requests(head.id, prompt, choices, "messages"),
+            position=position,
+            shape=ChatShape(self._head(position)),
+            requests=self._requests(position, prompt, choices, "messages"),
             images=images,
             prompt_tokens=len(prompt.token_ids),
             stream=options.stream,
             include_usage=options.include_usage,
         )
 
-    async def prepare_completion_body(self, body: bytes) -> PreparedAnswer:
+    async def prepare_completion_body(
+        self, body: bytes, after: StreamPosition | None = None
+    ) -> PreparedAnswer:
         """From the body of a text completion; choice i of prompt p is number p * n + i."""
-        return await asyncio.to_thread(self._prepare_completion, body)
+        return await asyncio.to_thread(self._prepare_completion, body, after)
 
     async def tokenize(self, body: bytes) -> Tokens:
         """The tokens of a conversation or of plain text. Raises `ClientError`."""
@@ -154,18 +167,19 @@ class ChatService:
         request = parse_body(body, TokenizeRequest, self.limits, self.served_name)
         return parse_tokenize(request, self.limits, self._fetcher is not None)
 
-    def _prepare_completion(self, body: bytes) -> PreparedAnswer:
+    def _prepare_completion(self, body: bytes, after: StreamPosition | None) -> PreparedAnswer:
         request = parse_body(body, CompletionRequest, self.limits, self.served_name)
         parsed = parse_completion(request, self.limits)
-        options, head = parsed.options, self._head("cmpl")
+        options = _with_seed(parsed.options, after)
         prompts = [self._builder.build_plain(prompt) for prompt in parsed.prompts]
+        choices = [options.choices(len(one.token_ids), self._context) for one in prompts]
+        position = _position("cmpl", tuple(itertools.chain.from_iterable(choices)), after)
         requests: list[GenerateRequest] = []
-        for prompt in prompts:
-            choices = options.choices(len(prompt.token_ids), self._context)
-            requests += self._requests(head.id, prompt, choices, "prompt")
+        for prompt, chosen in zip(prompts, choices, strict=True):
+            requests += self._requests(position, prompt, chosen, "prompt")
         return PreparedAnswer(
-            id=head.id,
-            shape=TextShape(head),
+            position=position,
+            shape=TextShape(self._head(position)),
             requests=tuple(requests),
             prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
             stream=options.stream,
@@ -199,21 +213,63 @@ class ChatService:
         images = tuple(image for image in conversation.images if isinstance(image, CheckedImage))
         return self._builder.build(conversation.messages, images), images
 
-    def _head(self, kind: str) -> AnswerHead:
-        name = f"{kind}-{secrets.token_hex(12)}"
-        return AnswerHead(id=name, model=self.served_name, created=int(time.time()))
+    def _head(self, position: StreamPosition) -> AnswerHead:
+        return AnswerHead(position.name, self.served_name, created=int(time.time()))
 
     def _requests(
-        self, name: str, prompt: Prompt, choices: Sequence[SamplingParams], param: str
+        self,
+        position: StreamPosition,
+        prompt: Prompt,
+        choices: Sequence[SamplingParams],
+        param: str,
     ) -> tuple[GenerateRequest, ...]:
         check_length(prompt, choices[0].max_tokens, self._context, param)
         self._builder.tokenizer.check_ids(tuple(choices[0].logit_bias), "logit_bias")
         return tuple(
             GenerateRequest(
-                request_id=name,
+                request_id=position.name,
                 token_ids=prompt.token_ids,
                 image_spans=prompt.image_spans,
                 sampling=sampling,
             )
             for sampling in choices
         )
+
+
+def _with_seed(options: AnswerOptions, after: StreamPosition | None) -> AnswerOptions:
+    """Every answer has a seed, for all replicas that it may meet and for a client's return."""
+    sampling, seed = options.sampling, options.sampling.seed
+    if after is not None:
+        _check_can_be_repeated(options)
+        if seed not in (None, after.seed):
+            raise _not_resumed("Last-Event-ID is of an answer with another seed")
+        seed = after.seed
+    elif seed is None:
+        seed = secrets.randbits(63)
+    return msgspec.structs.replace(options, sampling=msgspec.structs.replace(sampling, seed=seed))
+
+
+def _check_can_be_repeated(options: AnswerOptions) -> None:
+    if not options.stream:
+        raise _not_resumed("Last-Event-ID goes with stream = true")
+    if options.sampling.logprobs is not None:
+        raise _not_resumed("a stream with logprobs cannot be gone on with")
+    if options.sampling.verification != "match":
+        raise _not_resumed("only with verification = match does a seed give the same answer again")
+
+
+def _position(
+    kind: str, choices: Sequence[SamplingParams], after: StreamPosition | None
+) -> StreamPosition:
+    if after is None:
+        seed = choices[0].seed
+        assert seed is not None
+        name = f"{kind}-{secrets.token_hex(12)}"
+        return StreamPosition(name, seed, (None,) * len(choices))
+    if len(after.places) != len(choices) or not after.name.startswith(f"{kind}-"):
+        raise _not_resumed("Last-Event-ID is of another kind of request")
+    return after
+
+
+def _not_resumed(message: str) -> ClientError:
+    return ClientError(message, code="not_resumable", param="Last-Event-ID")

@@ -21,6 +21,7 @@ from deploy.keys import KeyRing
 from deploy.routes import OPENAPI, ROUTES, Health, Liveness
 from smart_serve.errors import ClientError, ServerError, SmartServeError
 from smart_serve.openai.respond import Tally, sse_answer, whole_answer
+from smart_serve.openai.stream_position import StreamPosition
 from smart_serve.routing.cluster_view import ClusterView
 
 logger = logging.getLogger("ray.serve")
@@ -63,16 +64,18 @@ class HttpApi:
         self,
         request: Request,
         record: RequestRecord,
-        prepare: Callable[[bytes], Awaitable[PreparedAnswer]],
+        prepare: Callable[[bytes, StreamPosition | None], Awaitable[PreparedAnswer]],
     ) -> Response:
         service = self._service
-        answer = await prepare(await self._body(request))
+        last = request.headers.get("last-event-id")
+        after = None if last is None else StreamPosition.parse(last)
+        answer = await prepare(await self._body(request), after)
         news, tally = service.answer(answer), Tally(answer.prompt_tokens)
         record.answer_id, record.tally = answer.id, tally
         if not answer.stream:
             async with aclosing(news):
                 return json_reply(await whole_answer(answer.shape, news, tally))
-        events = sse_answer(answer.shape, news, tally, answer.include_usage)
+        events = sse_answer(answer.shape, news, tally, answer.include_usage, answer.position)
         try:
             # A refusal that comes before the first event still has a status of its own.
             first = await anext(events)

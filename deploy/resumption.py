@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-
 import msgspec
 
 from smart_serve.messages import GenerateRequest, RequestStats, TokenChunk
@@ -17,11 +15,8 @@ class Resumption:
     """
 
     def __init__(self, request: GenerateRequest) -> None:
-        sampling = request.sampling
-        if sampling.seed is None:
-            # Drawn here, for all replicas that the request may meet.
-            sampling = msgspec.structs.replace(sampling, seed=secrets.randbits(63))
-        self._request = msgspec.structs.replace(request, sampling=sampling)
+        assert request.sampling.seed is not None, "each replica would draw another one"
+        self._request = request
         self._emitted: list[int] = []
         self._since: list[TokenChunk] = []
         self._before = RequestStats()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
 import msgspec
 from msgspec import UNSET
@@ -11,18 +11,13 @@ from msgspec import UNSET
 from smart_serve.errors import ServerError
 from smart_serve.frontend.detokenizer import Detokenizer
 from smart_serve.messages import RequestStats, TokenChunk
-from smart_serve.openai.answer import AnswerEnd
+from smart_serve.openai.answer import AnswerEnd, StreamedUsage
 from smart_serve.openai.errors import error_response
 from smart_serve.openai.logprobs import TokenLogprobs, score
-from smart_serve.openai.shapes import AnswerShape, ChoiceText
+from smart_serve.openai.shapes import AnswerShape, ChoiceText, TextNews
 from smart_serve.openai.sse import DONE, sse_event
+from smart_serve.openai.stream_position import Place, StreamPosition, missing
 from smart_serve.openai.usage import Usage, build_usage
-
-
-class TextNews(ChoiceText, frozen=True):
-    """Text of one choice that is safe to show; a choice's last one has its end and its stats."""
-
-    stats: RequestStats | None = None
 
 
 class Tally:
@@ -88,32 +83,52 @@ async def whole_answer(
 
 
 async def sse_answer(
-    shape: AnswerShape, news: AsyncIterator[TextNews], tally: Tally, include_usage: bool
+    shape: AnswerShape,
+    news: AsyncIterator[TextNews],
+    tally: Tally,
+    include_usage: bool,
+    position: StreamPosition,
 ) -> AsyncGenerator[bytes]:
-    """The events of a streamed answer, `[DONE]` at its good end.
+    """The events of a streamed answer from `position` on, `[DONE]` at its good end.
 
     An error before the first event is raised: a caller that awaits the first event before it sends
     headers can still answer with a status. Afterwards an error is told as an event, without
     `[DONE]`, and then raised for the caller's log.
     """
     pending = None if include_usage else UNSET
-    opened: set[int] = set()
+    begun = False
     try:
-        async for item in news:
+        async for item in missing(news, position):
             tally.note(item)
-            if item.index not in opened:
-                opened.add(item.index)
-                for event in shape.opening(item.index, pending):
-                    yield sse_event(event)
-            for event in shape.news(item, pending):
-                yield sse_event(event)
+            for event, place in _events(shape, item, position.places[item.index], pending):
+                position = position.moved(item.index, place)
+                begun = True
+                yield sse_event(event, str(position))
         if include_usage:
-            yield sse_event(shape.closing(tally.usage()))
+            yield sse_event(shape.closing(tally.usage()), str(position))
         yield DONE
     except Exception as error:
-        if opened:
-            yield sse_event(error_response(error)[1])
+        if begun:
+            yield sse_event(error_response(error)[1], str(position))
         raise
+
+
+def _events(
+    shape: AnswerShape, item: TextNews, place: Place | None, usage: StreamedUsage
+) -> Iterator[tuple[msgspec.Struct, Place]]:
+    """The events of news of one choice, and where the choice stands after each."""
+    if place is None:
+        place = Place()
+        for event in shape.opening(item.index, usage):
+            yield event, place
+    if place.ended:
+        return
+    events = list(shape.news(item, usage))
+    for event in events:
+        # The first one has the text, the last one the end.
+        text = item.text if event is events[0] else ""
+        place = place.after(text, item.end is not None and event is events[-1])
+        yield event, place
 
 
 def _joined(pieces: Sequence[TextNews]) -> ChoiceText:

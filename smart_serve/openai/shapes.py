@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET
 
+from smart_serve.messages import RequestStats
 from smart_serve.openai.answer import (
     AnswerEnd,
     AnswerHead,
@@ -35,6 +36,12 @@ class ChoiceText(msgspec.Struct, frozen=True):
     """Of the tokens that the text is made of; None: nobody asked."""
     offset: int = 0
     """Characters of the answer before the first of `scores`."""
+
+
+class TextNews(ChoiceText, frozen=True):
+    """Text of one choice that is safe to show; a choice's last one has its end and its stats."""
+
+    stats: RequestStats | None = None
 
 
 class AnswerShape(Protocol):

@@ -1,4 +1,4 @@
-"""Server-sent events: one JSON value a line, then an empty line."""
+"""Server-sent events: one JSON value a line, the event's id, then an empty line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ DONE = b"data: [DONE]\n\n"
 """Ends a stream that ended well; a stream without it was cut."""
 
 
-def sse_event(value: msgspec.Struct) -> bytes:
+def sse_event(value: msgspec.Struct, event_id: str) -> bytes:
     """JSON escapes line breaks, so one `data:` line is always enough."""
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+    return b"data: " + msgspec.json.encode(value) + b"\nid: " + event_id.encode() + b"\n\n"

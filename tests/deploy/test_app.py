@@ -123,7 +123,7 @@ def test_32_clients_at_once(app: ServedApp) -> None:
         async with client.stream("POST", url, json=body, timeout=90) as response:
             assert response.status_code == 200
             async for line in response.aiter_lines():
-                if line:
+                if line.startswith("data: "):
                     events.append(line.removeprefix("data: "))
         assert events[-1] == "[DONE]"
         deltas = [json.loads(event)["choices"][0]["delta"] for event in events[:-1]]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from deploy.resumption import Resumption
 from smart_serve.messages import GenerateRequest, RequestStats, SamplingParams, TokenChunk
 
@@ -16,12 +18,9 @@ def test_one_replica_sees_the_request_and_its_stats_pass() -> None:
     assert resumption.take(last) is last
 
 
-def test_a_seed_is_drawn_once_for_all_replicas() -> None:
-    resumption = Resumption(request_of())
-    first = resumption.request().sampling.seed
-    assert first is not None
-    resumption.take(TokenChunk(token_ids=(7,)))
-    assert resumption.request().sampling.seed == first
+def test_a_request_without_a_seed_is_a_mistake() -> None:
+    with pytest.raises(AssertionError, match="each replica"):
+        Resumption(request_of())
 
 
 def test_the_second_replica_goes_on_where_the_first_stopped() -> None:

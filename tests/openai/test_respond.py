@@ -17,8 +17,9 @@ from smart_serve.messages import FinishReason, RequestStats, TokenChunk
 from smart_serve.openai.answer import AnswerHead, ModelCard, ModelList, TextCompletion
 from smart_serve.openai.errors import error_response
 from smart_serve.openai.merge import merged
-from smart_serve.openai.respond import Tally, TextNews, sse_answer, text_news, whole_answer
-from smart_serve.openai.shapes import AnswerShape, ChatShape, TextShape
+from smart_serve.openai.respond import Tally, sse_answer, text_news, whole_answer
+from smart_serve.openai.shapes import AnswerShape, ChatShape, TextNews, TextShape
+from smart_serve.openai.stream_position import StreamPosition
 from smart_serve.openai.usage import Usage
 
 TOKENIZER = TextTokenizer.from_folder(TARGET_FOLDER)
@@ -71,8 +72,12 @@ async def whole(source: Source, stop: tuple[str, ...] = ()) -> Any:
     return await whole_answer(ChatShape(HEAD), news(source, stop), Tally(5))
 
 
+def begin(choices: int = 1) -> StreamPosition:
+    return StreamPosition("chatcmpl-" + "0" * 24, 7, (None,) * choices)
+
+
 def sse(stream: AsyncIterator[TextNews], usage: bool = False) -> AsyncIterator[bytes]:
-    return sse_answer(ChatShape(HEAD), stream, Tally(5), usage)
+    return sse_answer(ChatShape(HEAD), stream, Tally(5), usage, begin())
 
 
 async def until_fault(stream: AsyncIterator[bytes]) -> tuple[list[bytes], Exception | None]:
@@ -89,10 +94,15 @@ async def until_fault(stream: AsyncIterator[bytes]) -> tuple[list[bytes], Except
 async def events(
     *streams: AsyncGenerator[TextNews], usage: bool = False, shape: AnswerShape | None = None
 ) -> list[str]:
-    merged_news = sse_answer(shape or ChatShape(HEAD), merged(streams), Tally(5), usage)
+    position = begin(len(streams))
+    merged_news = sse_answer(shape or ChatShape(HEAD), merged(streams), Tally(5), usage, position)
     lines = [event.decode() async for event in merged_news]
     assert all(line.startswith("data: ") and line.endswith("\n\n") for line in lines)
-    return [line.removeprefix("data: ").strip() for line in lines]
+    return [data_of(line) for line in lines]
+
+
+def data_of(event: str) -> str:
+    return event.splitlines()[0].removeprefix("data: ")
 
 
 async def test_a_whole_answer() -> None:
@@ -208,7 +218,7 @@ async def test_a_fault_after_the_start_is_an_event_without_done(
 ) -> None:
     lines, fault = await until_fault(sse(news(Source(reason=reason))))
     assert isinstance(fault, ServerError)
-    assert json.loads(lines[-1][6:])["error"]["code"] == code
+    assert json.loads(data_of(lines[-1].decode()))["error"]["code"] == code
     assert b"[DONE]" not in b"".join(lines)
     with pytest.raises(ServerError):
         await whole(Source(reason=reason))
