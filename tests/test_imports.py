@@ -59,7 +59,7 @@ RULES = (
     Rule("vision", own=r"smart_serve\.(limits|errors|checkpoint)|vision"),
     Rule(
         r"smart_serve\.paging",
-        own=r"kernels|smart_serve\.paging|smart_serve\.models\.(attention|target)",
+        own=r"kernels|smart_serve\.paging|smart_serve\.models\.(attention_step|target)",
     ),
     Rule(
         r"smart_serve\.drafters",

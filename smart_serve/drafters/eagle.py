@@ -10,6 +10,8 @@ from torch import nn
 from smart_serve.drafters.feature_network import FeatureDraftNetwork, is_mrope
 from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.protocol import DraftInput
+from smart_serve.models.decoder import DecoderLayer
+from smart_serve.models.rotary import RotaryEmbedding
 from smart_serve.models.target import kv_shape
 from smart_serve.paging.rows import PackedStep
 
@@ -27,6 +29,8 @@ class Eagle(DraftNetwork):
         self, network: FeatureDraftNetwork, head: nn.Linear, image_token_id: int | None
     ) -> None:
         self.module = network
+        self._layers = [DecoderLayer.of(layer) for layer in network.layers]
+        self._rotary = RotaryEmbedding(network.rotary_emb)
         self.head = head
         self._image_token_id = image_token_id
         self.kind = "eagle" if image_token_id is None else "msd"
@@ -59,10 +63,11 @@ class Eagle(DraftNetwork):
         return self.module.fuse(self.module.embed_tokens(token_ids), parents)
 
     def forward(self, inputs: torch.Tensor, step: PackedStep) -> torch.Tensor:
-        features: torch.Tensor = self.module(
-            inputs.unsqueeze(0), step.positions.unsqueeze(-2), step=step.attention
-        )
-        return features[0]
+        rotation = self._rotary(step.positions, inputs.dtype)
+        hidden = inputs
+        for layer in self._layers:
+            hidden = layer(hidden, rotation, step.attention)
+        return hidden
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor = self.head(features)

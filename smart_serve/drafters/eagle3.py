@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +16,8 @@ from transformers.models.llama.modeling_llama import (
 from smart_serve.drafters.feature_network import is_mrope, rotary_embedding
 from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.protocol import DraftInput
+from smart_serve.models.decoder import Attention, GatedMlp, RmsNorm
+from smart_serve.models.rotary import RotaryEmbedding
 from smart_serve.models.target import kv_shape
 from smart_serve.paging.rows import Ints, PackedStep
 
@@ -81,26 +82,6 @@ class Eagle3Layer(nn.Module):
         self.hidden_norm = LlamaRMSNorm(hidden, eps=eps)
         self.post_attention_layernorm = LlamaRMSNorm(hidden, eps=eps)
 
-    def forward(
-        self,
-        embeds: torch.Tensor,
-        features: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
-        **attention_kwargs: Any,
-    ) -> torch.Tensor:
-        """The next features [B, N, h] from embeddings and features [B, N, h]."""
-        both = torch.cat((self.input_layernorm(embeds), self.hidden_norm(features)), dim=-1)
-        attended, _ = self.self_attn(
-            both,
-            position_embeddings=position_embeddings,
-            attention_mask=attention_mask,
-            **attention_kwargs,
-        )
-        features = features + attended
-        moved: torch.Tensor = self.mlp(self.post_attention_layernorm(features))
-        return features + moved
-
 
 class Eagle3(DraftNetwork):
     """Reads three of the target's hidden states, and from then on its own features."""
@@ -111,6 +92,13 @@ class Eagle3(DraftNetwork):
 
     def __init__(self, module: Eagle3Module, target_layers: int) -> None:
         self.module = module
+        layer = module.midlayer
+        self._attention, self._mlp = Attention.of(layer.self_attn), GatedMlp.of(layer.mlp)
+        self._embed_norm = RmsNorm.of(layer.input_layernorm)
+        self._feature_norm = RmsNorm.of(layer.hidden_norm)
+        self._mlp_norm = RmsNorm.of(layer.post_attention_layernorm)
+        self._norm = RmsNorm.of(module.norm)
+        self._rotary = RotaryEmbedding(module.rotary_emb)
         self.vector_size = module.fc.in_features
         self.capture_layers = capture_layers(target_layers)
         self.has_mrope = is_mrope(module.config)
@@ -133,11 +121,12 @@ class Eagle3(DraftNetwork):
         return torch.cat((self.module.embed_tokens(token_ids), parents), dim=-1)
 
     def forward(self, inputs: torch.Tensor, step: PackedStep) -> torch.Tensor:
-        embeds, features = inputs.unsqueeze(0).chunk(2, dim=-1)
-        rotary = self.module.rotary_emb(inputs, step.positions.unsqueeze(-2))
-        after: torch.Tensor = self.module.midlayer(embeds, features, rotary, step=step.attention)
-        return after[0]
+        embeds, features = inputs.chunk(2, dim=-1)
+        both = torch.cat((self._embed_norm(embeds), self._feature_norm(features)), dim=-1)
+        rotation = self._rotary(step.positions, inputs.dtype)
+        features = features + self._attention(both, rotation, step.attention)
+        return features + self._mlp(self._mlp_norm(features))
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.module.lm_head(self.module.norm(features))
+        scores: torch.Tensor = self.module.lm_head(self._norm(features))
         return scores

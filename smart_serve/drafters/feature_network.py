@@ -1,11 +1,10 @@
 """The network of EAGLE-1/2 and MSD drafters: a decoder layer (or few) over fused features.
 
-Training and inference share this module, so that a trained checkpoint and a served one cannot
-differ. Weights are named as in the published checkpoints (``fc.weight``, ``layers.0.*``).
+Training and serving share these weights, named as in the published checkpoints (``fc.weight``,
+``layers.0.*``).
 """
 
 import copy
-from typing import Any
 
 import torch
 from torch import nn
@@ -47,13 +46,9 @@ class FeatureDraftNetwork(nn.Module):
         inputs: torch.Tensor,
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        **attention_kwargs: Any,
     ) -> torch.Tensor:
         """Predicted features [B, N, h] from layer inputs [B, N, h] and RoPE positions [B, N],
-        or [3, B, N] under M-RoPE.
-
-        `attention_kwargs` reach the attention function that `config._attn_implementation` names.
-        """
+        or [3, B, N] under M-RoPE. How it is trained; serving runs the layers over packed rows."""
         rotary = self.rotary_emb(inputs, position_ids)
         hidden = inputs
         for layer in self.layers:
@@ -62,7 +57,6 @@ class FeatureDraftNetwork(nn.Module):
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 position_embeddings=rotary,
-                **attention_kwargs,
             )
         return hidden
 

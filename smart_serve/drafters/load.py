@@ -22,7 +22,6 @@ from smart_serve.drafters.pickled import with_safetensors
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.drafters.target_parts import TargetParts
 from smart_serve.errors import ConfigError
-from smart_serve.models.attention import ATTENTION
 from smart_serve.models.families import load_target
 from smart_serve.models.fingerprint import fingerprint
 from smart_serve.models.folders import resolve_drafter, resolve_model
@@ -141,9 +140,7 @@ def _fill(module: ModuleT, checkpoint: Checkpoint, layout: Prefixes, target: Tar
 
 
 def _llama_config(checkpoint: Checkpoint) -> LlamaConfig:
-    config = LlamaConfig(**checkpoint.config)
-    config._attn_implementation = ATTENTION
-    return config
+    return LlamaConfig(**checkpoint.config)
 
 
 def _check_hidden_size(hidden_size: int, target: TargetParts) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from smart_serve.checkpoint import LANGUAGE_MODEL_LAYOUTS, Checkpoint, build_module
-from smart_serve.models.attention import ATTENTION
 from smart_serve.models.target import TargetModel, check_rope, eos_token_ids
 
 
@@ -20,10 +17,8 @@ def load_llama(
     *,
     image_token_id: int | None = None,
 ) -> TargetModel:
-    """The stock module with our attention; `image_token_id` where it is a LLaVA's."""
+    """The language model; `image_token_id` where it is a LLaVA's."""
     check_rope(config)
-    config = copy.deepcopy(config)
-    config._attn_implementation = ATTENTION
     model: LlamaForCausalLM = build_module(lambda: LlamaForCausalLM(config))
     checkpoint.load_into(model, LANGUAGE_MODEL_LAYOUTS, dtype, device)
     return TargetModel(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 from transformers import Qwen2VLConfig
@@ -11,7 +9,6 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextConfig, Qw
 
 from smart_serve.checkpoint import LANGUAGE_MODEL_LAYOUTS, Checkpoint, build_module
 from smart_serve.errors import ConfigError
-from smart_serve.models.attention import ATTENTION
 from smart_serve.models.target import TargetModel, check_rope, eos_token_ids
 
 
@@ -33,11 +30,10 @@ def load_qwen2_vl(
     checkpoint: Checkpoint, config: Qwen2VLConfig, dtype: torch.dtype, device: torch.device | str
 ) -> TargetModel:
     """The language model of a Qwen2-VL folder; `visual.*` is left alone."""
-    text_config = copy.deepcopy(config.text_config)
+    text_config = config.text_config
     check_rope(text_config)
     if "sliding_attention" in text_config.layer_types:
         raise ConfigError("Qwen2-VL with sliding-window attention is not supported")
-    text_config._attn_implementation = ATTENTION
     tied = config.tie_word_embeddings
     model = build_module(lambda: Qwen2VLForCausalLM(text_config, tie_word_embeddings=tied))
     checkpoint.load_into(model, LANGUAGE_MODEL_LAYOUTS, dtype, device)

@@ -1,4 +1,4 @@
-"""The target's language model: unmodified transformers modules over packed rows."""
+"""The target's language model over packed rows."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel
 
 from smart_serve.checkpoint import read_json
 from smart_serve.errors import ConfigError
 from smart_serve.messages import ImageSpan
-from smart_serve.models.attention import AttentionStep
-from smart_serve.models.norms import fuse_norms
+from smart_serve.models.attention_step import AttentionStep
+from smart_serve.models.decoder import DecoderLayer, RmsNorm
 from smart_serve.models.rope import RopePositions
+from smart_serve.models.rotary import RotaryEmbedding
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """RoPE scalings whose frequencies do not depend on what else is in the batch."""
@@ -53,8 +53,11 @@ class TargetModel:
         eos_token_ids: frozenset[int],
         has_mrope: bool = False,
     ) -> None:
-        fuse_norms(body)
-        self._body = body
+        """`body` and `head`: a causal model of transformers, whose weights stay in place."""
+        self._embedding: nn.Embedding = body.get_input_embeddings()
+        self._layers = [DecoderLayer.of(layer) for layer in body.layers]
+        self._norm = RmsNorm.of(body.norm)
+        self._rotary = RotaryEmbedding(body.rotary_emb)
         self._head = head
         config: PretrainedConfig = body.config
         self.image_token_id = image_token_id
@@ -69,23 +72,13 @@ class TargetModel:
         self.device: torch.device = head.weight.device
         self.captured_layers: tuple[int, ...] = ()
         """See `capture`."""
-        self._captured: list[torch.Tensor] = []
-        self._hooks: list[RemovableHandle] = []
 
     def capture(self, layers: tuple[int, ...]) -> bool:
         """From now on features are the hidden states that enter `layers` (EAGLE-3's), side by side;
         with none, the last hidden state. Returns whether that is a change."""
-        if layers == self.captured_layers:
-            return False
+        is_change = layers != self.captured_layers
         self.captured_layers = layers
-        for hook in self._hooks:
-            hook.remove()
-
-        def keep(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            self._captured.append(inputs[0][0])
-
-        self._hooks = [self._body.layers[i].register_forward_pre_hook(keep) for i in layers]
-        return True
+        return is_change
 
     def rope_positions(self, spans: Sequence[ImageSpan]) -> RopePositions | None:
         """Positions of a prompt with these pictures; None: a token's index is its position."""
@@ -96,22 +89,20 @@ class TargetModel:
     ) -> torch.Tensor:
         """Input embeddings [N, h] of token ids [N]; `image_rows` maps a first row to the features
         [n, h] that stand there in place of n image tokens."""
-        embeds: torch.Tensor = self._body.get_input_embeddings()(token_ids)
+        embeds: torch.Tensor = self._embedding(token_ids)
         for first, features in (image_rows or {}).items():
             embeds[first : first + len(features)] = features.to(embeds)
         return embeds
 
     def forward(self, embeds: torch.Tensor, positions: torch.Tensor, step: AttentionStep) -> Hidden:
         """Of packed rows [N, h]; `positions`: [N], or [3, N] under M-RoPE."""
-        self._captured.clear()
-        output = self._body(
-            inputs_embeds=embeds.unsqueeze(0),
-            position_ids=positions.unsqueeze(-2),
-            use_cache=False,
-            step=step,
-        )
-        last: torch.Tensor = output.last_hidden_state[0]
-        return Hidden(last, torch.cat(self._captured, dim=-1) if self._hooks else last)
+        rotation = self._rotary(positions, self.dtype)
+        hidden, captured = embeds, []
+        for index, layer in enumerate(self._layers):
+            captured.extend([hidden] * self.captured_layers.count(index))
+            hidden = layer(hidden, rotation, step)
+        last = self._norm(hidden)
+        return Hidden(last, torch.cat(captured, dim=-1) if captured else last)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, V] from [R, h]."""

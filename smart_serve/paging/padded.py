@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.tree_attention import AttentionGroup
-from smart_serve.models.attention import AttentionStep
+from smart_serve.models.attention_step import AttentionStep
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.rows import Ints, PackedStep, Rows
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kernels.tree_attention import TILE_ROWS, RaggedAttention
-from smart_serve.models.attention import AttentionStep
+from smart_serve.models.attention_step import AttentionStep
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.rows import Ints, PackedStep, Rows
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smart_serve.models.attention import AttentionStep
+from smart_serve.models.attention_step import AttentionStep
 
 Ints = NDArray[np.int64]
 

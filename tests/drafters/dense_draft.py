@@ -26,7 +26,6 @@ from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.drafters.protocol import DrafterInfo, DraftInput
 from smart_serve.messages import ImageSpan
-from smart_serve.models.attention import ATTENTION
 from smart_serve.models.families import load_target
 from smart_serve.models.rope import RopePositions
 
@@ -85,9 +84,7 @@ def as_drafter(network: DraftNetwork, num_blocks: int = 200) -> NetworkDrafter:
     return NetworkDrafter(network, num_blocks=num_blocks, block_tokens=4)
 
 
-def small_config(
-    layers: int = 1, attention: str = ATTENTION, *, mrope: bool = False
-) -> LlamaConfig:
+def small_config(layers: int = 1, attention: str = "sdpa", *, mrope: bool = False) -> LlamaConfig:
     config = small_text_config()
     if mrope:
         published = {"type": "mrope", "mrope_section": [2, 1, 1]}

@@ -21,7 +21,6 @@ from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.sequence import Sequence
 from smart_serve.messages import GenerateRequest, ImageSpan, SamplingParams
-from smart_serve.models.attention import ATTENTION
 from smart_serve.models.families import load_target
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.speculation.cost import CostTable, Curve
@@ -108,7 +107,6 @@ def random_feature_drafter(folder: Path, kv_tokens: int = 2048) -> NetworkDrafte
     """Untrained, so it is nearly always wrong."""
     config = AutoConfig.from_pretrained(folder)
     text = getattr(config, "text_config", config)
-    text._attn_implementation = ATTENTION
     with torch.random.fork_rng():
         torch.manual_seed(3)
         network = FeatureDraftNetwork(text).eval()

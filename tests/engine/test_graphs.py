@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 from engine_rig import Case, answers, make_cases, make_engine, random_feature_drafter, run_all
-from transformers import masking_utils
+from transformers import AutoConfig, LlamaForCausalLM
 
 from smart_serve.engine import graphs
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.forward import EagerForward
 from smart_serve.engine.graphs import GraphedForward, Replay
 from smart_serve.messages import SamplingParams
-from smart_serve.models import attention
-from smart_serve.models.attention import AttentionStep
-from smart_serve.models.families import load_target
-from smart_serve.models.target import Hidden
+from smart_serve.models import decoder
+from smart_serve.models.attention_step import AttentionStep
+from smart_serve.models.qwen2_vl import Qwen2VLForCausalLM
+from smart_serve.models.target import Hidden, TargetModel
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.rows import Rows
 
@@ -169,22 +169,30 @@ def test_nothing_in_a_forward_asks_the_device_for_a_value(
     family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What does cannot be captured. On the meta device tensors have no values."""
-    model = load_target(request.getfixturevalue(family), torch.float32, "cpu")
-    model._body.to("meta")
-    model._head.to("meta")
+    config = AutoConfig.from_pretrained(request.getfixturevalue(family))
+    with torch.device("meta"):
+        if family == "small_llama":
+            stock = LlamaForCausalLM(config)
+        else:
+            stock = Qwen2VLForCausalLM(config.text_config, tie_word_embeddings=False)
+        model = TargetModel(
+            stock.requires_grad_(False).model,
+            stock.lm_head,
+            image_token_id=None,
+            eos_token_ids=frozenset(),
+            has_mrope=family == "small_qwen2_vl",
+        )
     model.capture((0, 1))
     cache = KvCache(model.kv_shape, 4, 8, model.dtype, "meta")
     ids = torch.zeros(8, dtype=torch.int64, device="meta")
     positions = ids.expand(3, 8) if model.has_mrope else ids
     step = AttentionStep(cache.keys, cache.values, ids, ())
     # The attention kernel itself takes no values by its nature, and does not know this device.
-    monkeypatch.setattr(attention, "tree_attention", lambda query, *_: torch.empty_like(query))
-    # transformers asks whether positions are packed, but not where a graph is being captured.
-    monkeypatch.setattr(masking_utils, "is_tracing", lambda tensor=None: True)
+    monkeypatch.setattr(decoder, "tree_attention", lambda query, *_: torch.empty_like(query))
     hidden = model.forward(model.embed(ids), positions, step)
     assert hidden.last.shape == (8, model.hidden_size)
     assert model.logits(hidden.last).shape == (8, model.vocab_size)
     # The control: one look at a value is an error here.
-    monkeypatch.setattr(attention, "tree_attention", lambda query, *_: query * query.sum().item())
+    monkeypatch.setattr(decoder, "tree_attention", lambda query, *_: query * query.sum().item())
     with pytest.raises(RuntimeError):
         model.forward(model.embed(ids), positions, step)

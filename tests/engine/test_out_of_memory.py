@@ -19,7 +19,7 @@ from smart_serve.engine import row_limit
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.scheduler import StepWork
 from smart_serve.errors import OverloadedError
-from smart_serve.models.attention import AttentionStep
+from smart_serve.models.attention_step import AttentionStep
 from smart_serve.models.target import Hidden
 
 
