@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Protocol, cast
 
 from starlette.applications import Starlette
@@ -16,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from deploy.chat_service import ChatService, PreparedAnswer
-from deploy.gate import GuardedRoute, Handler, RequestRecord, json_reply
+from deploy.gate import GuardedRoute, Handler, RequestRecord, error_reply, json_reply
 from deploy.keys import KeyRing
 from deploy.routes import OPENAPI, ROUTES, Health, Liveness
 from smart_serve.errors import ClientError, ServerError, SmartServeError
@@ -135,29 +136,29 @@ def build_http_app(service: ChatService, cluster: Cluster, keys: KeyRing) -> Sta
         )
         for one in ROUTES
     ]
-    # Guarded too: who has no key does not learn which paths there are.
-    refusals = {
-        404: GuardedRoute(keys, "key", "(none)", _not_found),
-        405: GuardedRoute(keys, "key", "(none)", _not_allowed),
-    }
 
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        # Starlette does with it what it does with a response: it runs it.
-        return cast(Response, refusals[error.status_code])
+        # Guarded too: who has no key does not learn which paths there are. Starlette does with it
+        # what it does with a response: it runs it.
+        return cast(Response, GuardedRoute(keys, "key", "(none)", partial(_refused, error)))
 
-    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(refusals, refuse))
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(_REFUSALS, refuse))
     app.router.redirect_slashes = False
     return app
 
 
-async def _not_found(request: Request, record: RequestRecord) -> Response:
-    raise ClientError("there is nothing at this path", code="not_found", status=404)
+_REFUSALS = {
+    404: ("not_found", "there is nothing at this path"),
+    405: ("method_not_allowed", "this path does not take this method"),
+}
 
 
-async def _not_allowed(request: Request, record: RequestRecord) -> Response:
-    message = "this path does not take this method"
-    raise ClientError(message, code="method_not_allowed", status=405)
+async def _refused(error: HTTPException, request: Request, record: RequestRecord) -> Response:
+    code, message = _REFUSALS[error.status_code]
+    reply = error_reply(ClientError(message, code=code, status=error.status_code))
+    reply.headers.update(error.headers or {})  # Allow
+    return reply
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:

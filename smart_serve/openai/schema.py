@@ -6,9 +6,25 @@ name, so that no option is silently ignored.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+from smart_serve.messages import MAX_LOGPROBS
+
+
+def _told(**schema: object) -> msgspec.Meta:
+    """Bounds for the OpenAPI document alone: they are checked with the meaning, in our words."""
+    return msgspec.Meta(extra_json_schema=dict(schema))
+
+
+_Penalty = Annotated[float, _told(minimum=-2, maximum=2)]
+_Bias = Annotated[float, _told(minimum=-100, maximum=100)]
+_Positive = Annotated[int, _told(minimum=1)]
+_TopCount = Annotated[int, _told(minimum=0, maximum=MAX_LOGPROBS)]
+_Seed = Annotated[int, _told(minimum=-(2**63), maximum=2**63 - 1)]
+_TokenId = Annotated[int, _told(minimum=0)]
+_StopString = Annotated[str, _told(minLength=1)]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -66,24 +82,26 @@ class GenerationOptions(_Strict, frozen=True):
     """What both kinds of completion share; absent or null: the API's own default."""
 
     model: str
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
+    max_tokens: _Positive | None = None
+    temperature: Annotated[float, _told(minimum=0, maximum=2)] | None = None
+    top_p: Annotated[float, _told(exclusiveMinimum=0, maximum=1)] | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    logit_bias: Annotated[dict[int, _Bias], _told(propertyNames={"pattern": "^[0-9]+$"})] | None = (
+        None
+    )
     """By token id."""
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    top_k: Annotated[int, _told(minimum=0)] | None = None
+    min_p: Annotated[float, _told(minimum=0, maximum=1)] | None = None
+    repetition_penalty: Annotated[float, _told(exclusiveMinimum=0, maximum=2)] | None = None
     ignore_eos: bool | None = None
     """These four are beyond OpenAI's API, as other servers have them; see `SamplingParams`."""
-    seed: int | None = None
+    seed: _Seed | None = None
     """With n > 1, answer i has the seed plus i."""
-    stop: str | list[str] | None = None
+    stop: _StopString | list[_StopString] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
+    n: _Positive | None = None
     user: str | None = None
     speculation: SpeculationOptions | None = None
 
@@ -91,11 +109,11 @@ class GenerationOptions(_Strict, frozen=True):
 class ChatRequest(GenerationOptions, frozen=True, kw_only=True):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[Message]
-    max_completion_tokens: int | None = None
+    messages: Annotated[list[Message], _told(minItems=1)]
+    max_completion_tokens: _Positive | None = None
     """The newer name of max_tokens."""
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: _TopCount | None = None
     """0 to 20 rivals of each token; needs `logprobs`."""
     response_format: ResponseFormat | None = None
     metadata: dict[str, str] | None = None
@@ -104,8 +122,11 @@ class ChatRequest(GenerationOptions, frozen=True, kw_only=True):
 class CompletionRequest(GenerationOptions, frozen=True, kw_only=True):
     """The body of POST /v1/completions: text, token ids, or a list of either."""
 
-    prompt: str | list[str | int | list[int]]
-    logprobs: int | None = None
+    prompt: (
+        Annotated[str, _told(minLength=1)]
+        | Annotated[list[str | _TokenId | list[_TokenId]], _told(minItems=1)]
+    )
+    logprobs: _TopCount | None = None
     """0 to 20 rivals of each token."""
 
 
@@ -121,4 +142,4 @@ class DetokenizeRequest(_Strict, frozen=True):
     """The body of POST /detokenize."""
 
     model: str
-    tokens: list[int]
+    tokens: list[_TokenId]

@@ -89,7 +89,8 @@ def test_without_a_key_only_public_routes_answer(url: str) -> None:
 
 def test_without_a_key_nobody_learns_which_paths_there_are(url: str) -> None:
     for method, path in (("GET", "/nothing"), ("GET", "/v1/chat/completions"), ("PUT", "/status")):
-        assert httpx.request(method, url + path).status_code == 401
+        answer = httpx.request(method, url + path)
+        assert (answer.status_code, "allow" in answer.headers) == (401, False)
     for method, path, status in (
         ("GET", "/nothing", 404),
         ("GET", "/live/", 404),
@@ -98,6 +99,7 @@ def test_without_a_key_nobody_learns_which_paths_there_are(url: str) -> None:
         answer = httpx.request(method, url + path, headers=bearer(GUEST))
         assert answer.status_code == status
         assert "error" in answer.json()
+        assert answer.headers.get("allow") == ("POST" if status == 405 else None)
 
 
 def test_a_key_opens_what_it_may(url: str) -> None:
