@@ -14,7 +14,7 @@ from smart_serve.drafters.draft_model import DraftModel
 from smart_serve.drafters.eagle import Eagle
 from smart_serve.drafters.eagle3 import Eagle3, Eagle3Module
 from smart_serve.drafters.feature_network import FeatureDraftNetwork
-from smart_serve.drafters.measure import GRID, measure_layer_cost
+from smart_serve.drafters.measure import GRID, measure_layer_cost, still_holds
 from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.drafters.ngram import NgramDrafter
@@ -66,7 +66,13 @@ def load_drafter(
     model = {**shape, "drafter": loaded.info.kind, "target_vocab_size": target.vocab_size}
     key = fingerprint("drafter", model, target.dtype, torch.device(target.device), GRID)
     store = store or CostStore.of_user()
-    loaded.set_layer_cost(store.get(key, Curve, lambda: measure_layer_cost(loaded)))
+    costs = store.get(
+        key,
+        Curve,
+        measure=lambda: measure_layer_cost(loaded),
+        still_holds=lambda curve: still_holds(curve, loaded),
+    )
+    loaded.set_layer_cost(costs)
     return loaded
 
 

@@ -12,7 +12,7 @@ from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.forward import EagerForward, Forward
 from smart_serve.engine.graphs import GraphedForward
-from smart_serve.engine.measure import cost_grid, measure_costs
+from smart_serve.engine.measure import cost_grid, measure_costs, still_holds
 from smart_serve.models.families import load_target
 from smart_serve.models.fingerprint import fingerprint
 from smart_serve.models.target import TargetModel
@@ -70,12 +70,10 @@ def target_costs(
     grid = cost_grid(model, cache, forward, config.max_running)
     shape = read_json(model_folder / "config.json")
 
-    def measure() -> CostTable:
-        forward.prepare()
-        return measure_costs(model, forward, grid, progress=progress)
-
+    forward.prepare()
     return store.get(
         fingerprint("target", shape, model.dtype, model.device, grid),
         CostTable,
-        measure,
+        measure=lambda: measure_costs(model, forward, grid, progress=progress),
+        still_holds=lambda table: still_holds(table, model, forward, grid),
     )

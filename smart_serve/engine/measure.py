@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 
 import numpy as np
@@ -13,13 +12,14 @@ from smart_serve.models.target import TargetModel
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.rows import Rows
 from smart_serve.progress import show_progress
-from smart_serve.speculation.cost import CostTable
+from smart_serve.speculation.cost import CostTable, are_alike
 from smart_serve.speculation.cost_grid import CostGrid, Room
 
-REPEATS = 4
-"""After one warm-up; the median of four rides out a burst of a noisy neighbour."""
-ENOUGH_MS = 80.0
-"""Of measuring one step: long ones are repeated less, for bursts weigh less in them."""
+REPEATS = 2
+"""After one warm-up, in each pass over the grid."""
+SPOT_ROWS = (1, 32)
+"""Rows of one sequence by which a stored table is checked: a plain step, and a good tree's."""
+SPOT_REPEATS = 6
 
 
 def cost_grid(model: TargetModel, cache: KvCache, forward: Forward, max_batch: int) -> CostGrid:
@@ -31,17 +31,32 @@ def cost_grid(model: TargetModel, cache: KvCache, forward: Forward, max_batch: i
 def measure_costs(
     model: TargetModel, forward: Forward, grid: CostGrid, *, progress: bool
 ) -> CostTable:
-    """Median milliseconds of pack + forward + head + arg-max; overwrites the (idle) cache."""
+    """Least milliseconds of pack + forward + head + arg-max; overwrites the (idle) cache."""
 
     def step_ms(batch: int, rows: int, context: int) -> float:
         sequences = _rows(model, batch, rows, context, grid.room.block_tokens)
-        return _time_ms(model, forward, sequences)
+        return _time_ms(model, forward, sequences, REPEATS)
 
     def show(done: int, total: int) -> None:
         if progress:
             show_progress("measuring the target's cost", done, total)
 
     return grid.measure(step_ms, show)
+
+
+def still_holds(table: CostTable, model: TargetModel, forward: Forward, grid: CostGrid) -> bool:
+    """Whether the table's first curve is what such steps take now; overwrites the (idle) cache.
+
+    The machine may have been busy when it was measured, or be another than its name says.
+    """
+    batch, context = grid.cells[0][0], grid.cells[0][1][0]
+    known, found = [], []
+    for rows in SPOT_ROWS:
+        if grid.room.holds(batch, context + rows):
+            sequences = _rows(model, batch, rows, context, grid.room.block_tokens)
+            found.append(_time_ms(model, forward, sequences, SPOT_REPEATS))
+            known.append(table.step_ms(batch * rows, batch, context))
+    return are_alike(known, found)
 
 
 def _rows(model: TargetModel, batch: int, rows: int, context: int, block_tokens: int) -> list[Rows]:
@@ -62,11 +77,11 @@ def _rows(model: TargetModel, batch: int, rows: int, context: int, block_tokens:
 
 
 @torch.inference_mode()
-def _time_ms(model: TargetModel, forward: Forward, rows: list[Rows]) -> float:
+def _time_ms(model: TargetModel, forward: Forward, rows: list[Rows], repeats: int) -> float:
     samples = []
-    for _ in range(1 + REPEATS):
+    for _ in range(1 + repeats):
         clock = time.perf_counter()
         _, hidden = forward.run([rows], {})
         model.logits(hidden.last).argmax(dim=-1).cpu()
         samples.append(1e3 * (time.perf_counter() - clock))
-    return statistics.median(samples[1:])
+    return min(samples[1:])

@@ -56,6 +56,17 @@ class Curve(msgspec.Struct, frozen=True):
         return y[left] + (point - x[left]) * (y[right] - y[left]) / (x[right] - x[left])
 
 
+ALIKE = 1.5
+"""Two measurements further apart are of different machines, or of one that was busy: a tree is kept
+or left for a tenth of its price."""
+
+
+def are_alike(known_ms: Sequence[float], found_ms: Sequence[float]) -> bool:
+    """Whether each pair of measurements is within a factor of `ALIKE`."""
+    pairs = zip(known_ms, found_ms, strict=True)
+    return all(1 / ALIKE <= found / max(known, 1e-6) <= ALIKE for known, found in pairs)
+
+
 class CostTable(msgspec.Struct, frozen=True):
     """`verify(tokens, batch, context)` in ms: one curve over packed tokens per (batch, context).
 

@@ -27,6 +27,10 @@ LAYER_SEQUENCES = 64
 """Over which they are spread: rows of one sequence share what it has in the cache, and a pass with
 more rows has several of each."""
 
+PASSES = 2
+"""Over the grid; of each step the quicker time counts. A neighbour's burst only ever adds, and
+outlasts one step's measuring but seldom the whole pass."""
+
 StepClock = Callable[[int, int, int], float]
 """(batch, rows per sequence, context) -> milliseconds of such a target forward."""
 
@@ -74,28 +78,43 @@ class CostGrid:
 
     def measure(self, step_ms: StepClock, progress: Callable[[int, int], None]) -> CostTable:
         """The table; `progress` is told (done, total) after each curve."""
-        curves, done, total = [], 0, sum(len(contexts) for _, contexts in self.cells)
+        cells = [(batch, context) for batch, contexts in self.cells for context in contexts]
+        times: dict[tuple[int, int], dict[int, float]] = {}
+        for done in range(PASSES * len(cells)):
+            cell = cells[done % len(cells)]
+            known = times.get(cell)
+            if known is None:
+                times[cell] = self._first_times(*cell, step_ms)
+            else:
+                batch, context = cell
+                times[cell] = {
+                    rows: min(ms, step_ms(batch, rows, context)) for rows, ms in known.items()
+                }
+            progress(done + 1, PASSES * len(cells))
+        return self._table(times)
+
+    def _table(self, times: dict[tuple[int, int], dict[int, float]]) -> CostTable:
+        """From milliseconds by (batch, context) and rows per sequence."""
+        curves = []
         for batch, contexts in self.cells:
             row: list[Curve] = []
             for context in contexts:
-                curve = self._curve(batch, context, step_ms)
+                cell = times[batch, context]
+                curve = Curve.monotone([batch * rows for rows in cell], list(cell.values()))
                 # More context never costs less; noise would go on beyond the last one.
                 row.append(curve.above(row[-1]) if row else curve)
-                done += 1
-                progress(done, total)
             curves.append(tuple(row))
         batches = tuple(batch for batch, _ in self.cells)
         return CostTable(batches, self.cells[0][1], tuple(curves), self.stairs)
 
-    def _curve(self, batch: int, context: int, step_ms: StepClock) -> Curve:
-        tokens: list[int] = []
-        times: list[float] = []
+    def _first_times(self, batch: int, context: int, step_ms: StepClock) -> dict[int, float]:
+        """Milliseconds by rows per sequence, up to the knee."""
+        times: dict[int, float] = {}
         for rows in self._rows(batch, context):
-            if times and times[-1] > PAST_KNEE * times[0]:
+            times[rows] = step_ms(batch, rows, context)
+            if times[rows] > PAST_KNEE * times[1]:
                 break
-            tokens.append(batch * rows)
-            times.append(step_ms(batch, rows, context))
-        return Curve.monotone(tokens, times)
+        return times
 
     def _rows(self, batch: int, context: int) -> Iterator[int]:
         most = max(MAX_ROWS, ROWS_OF_LARGE_BATCH * batch)

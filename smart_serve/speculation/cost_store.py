@@ -80,10 +80,17 @@ class CostStore:
         return CostStore(Path(cache) / "smart-serve" / "costs", renews=renews)
 
     def get(
-        self, fingerprint: Fingerprint, kind: type[CostsT], measure: Callable[[], CostsT]
+        self,
+        fingerprint: Fingerprint,
+        kind: type[CostsT],
+        measure: Callable[[], CostsT],
+        still_holds: Callable[[CostsT], bool],
     ) -> CostsT:
-        """The stored costs, or those measured now, which are kept."""
+        """The stored costs if they `still_holds`, or those measured now, which are kept."""
         found = None if self.renews else self.load(fingerprint, kind)
+        if found is not None and not still_holds(found):
+            _LOG.warning("the stored costs of the %s do not hold: measured again", fingerprint.part)
+            found = None
         if found is None:
             found = measure()
             self.save(fingerprint, found)

@@ -33,9 +33,23 @@ def never() -> CostTable:
     pytest.fail("it was measured before")
 
 
+def holds(_: CostTable) -> bool:
+    return True
+
+
 def test_it_is_measured_once(store: CostStore) -> None:
-    assert store.get(HERE, CostTable, lambda: TABLE) == TABLE
-    assert store.get(HERE, CostTable, never) == TABLE
+    assert store.get(HERE, CostTable, lambda: TABLE, holds) == TABLE
+    assert store.get(HERE, CostTable, never, holds) == TABLE
+
+
+def test_what_does_not_hold_any_more_is_measured_again(
+    store: CostStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.save(HERE, CostTable((1,), (1,), ((Curve((1.0,), (9.0,)),),)))
+    with caplog.at_level(logging.WARNING):
+        assert store.get(HERE, CostTable, lambda: TABLE, lambda found: found == TABLE) == TABLE
+    assert len(caplog.records) == 1
+    assert store.get(HERE, CostTable, never, lambda found: found == TABLE) == TABLE
 
 
 @pytest.mark.parametrize("field", [f for f in Fingerprint.__struct_fields__ if f != "part"])
@@ -48,7 +62,7 @@ def test_whatever_is_different_is_measured_again(store: CostStore, field: str) -
 def test_renewing_measures_and_replaces(store: CostStore, tmp_path: Path) -> None:
     store.save(HERE, CostTable((1,), (1,), ((Curve((1.0,), (9.0,)),),)))
     renewing = CostStore(store.folder, store.shipped, renews=True)
-    assert renewing.get(HERE, CostTable, lambda: TABLE) == TABLE
+    assert renewing.get(HERE, CostTable, lambda: TABLE, holds) == TABLE
     assert store.load(HERE, CostTable) == TABLE
 
 
@@ -69,9 +83,9 @@ def test_a_broken_file_is_told_and_measured_again(
     store.folder.mkdir()
     (store.folder / HERE.file_name).write_bytes(text)
     with caplog.at_level(logging.WARNING):
-        assert store.get(HERE, CostTable, lambda: TABLE) == TABLE
+        assert store.get(HERE, CostTable, lambda: TABLE, holds) == TABLE
     assert len(caplog.records) == 1
-    assert store.get(HERE, CostTable, never) == TABLE
+    assert store.get(HERE, CostTable, never, holds) == TABLE
 
 
 def test_a_file_under_another_name_than_its_fingerprint_counts_for_nothing(
@@ -89,7 +103,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     (tmp_path / "file").write_text("")
     store = CostStore(tmp_path / "file" / "costs", shipped=tmp_path)
     with caplog.at_level(logging.WARNING):
-        assert store.get(HERE, CostTable, lambda: TABLE) == TABLE
+        assert store.get(HERE, CostTable, lambda: TABLE, holds) == TABLE
     assert len(caplog.records) == 1
 
 
