@@ -22,13 +22,17 @@ class PoolArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
+    """In lower case, with digits and hyphens. Its deployment is `target-<name>`."""
     accelerator_type: str | None = None
-    """As Ray names it: "H100", "L40S"; None: any node."""
+    """As Ray names it: "H100", "L40S"; null: any node."""
     num_replicas: int = Field(default=1, ge=1)
+    """Engines of this kind, each with the whole model and a KV cache of its own."""
     num_cpus: float = Field(default=0.5, gt=0)
+    """What Ray reserves for each replica on its node."""
     num_gpus: float = Field(default=0, ge=0)
+    """Reserved for each replica; 0: it runs on the CPU. A fraction shares a GPU."""
     num_threads: int | None = Field(default=None, ge=1)
-    """Of torch on the CPU; None: all cores but one."""
+    """Of torch on the CPU; null: all cores but one."""
     engine: dict[str, Any] = {}
     """Fields of `EngineConfig` for this pool, for instance `{"kv_tokens": 400000}`."""
 
@@ -39,13 +43,14 @@ class AppArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = "bundled"
-    """A model folder, or "bundled"."""
+    """A model folder, the name of a model on the Hugging Face hub, or "bundled"."""
     drafter: str | None = "bundled"
     """As `LLM` has it: a drafter folder, "bundled", "draft_model:FOLDER" or "ngram"; null for plain
     decoding."""
     served_model_name: str | None = None
+    """The model's name in the API; null: the last part of `model`, or "smart-serve-bundled"."""
     policy: str = "smart"
-    """A name of `smart_serve.config.POLICY_NAMES`."""
+    """How requests are drafted for that do not say it themselves (see the policies)."""
     dtype: DtypeName = "auto"
     """auto: bfloat16 where a deployment has GPUs, else float32."""
     device: str = "auto"
@@ -53,29 +58,40 @@ class AppArgs(BaseModel):
     engine: dict[str, Any] = {}
     """Fields of `EngineConfig` for all pools."""
     pools: tuple[PoolArgs, ...] = Field(default=(PoolArgs(),), min_length=1)
+    """Kinds of target replicas; one for each type of GPU."""
     limits: dict[str, Any] = {}
-    """Fields of `Limits`."""
+    """Fields of `Limits`: what one request, and one replica, may use."""
 
     image_domains: tuple[Annotated[str, Field(pattern=HOST_RULE)], ...] = ()
     """Hosts from which pictures may be fetched by https (see `vision.fetch`); none: never."""
     api_keys_file: str | None = None
     """Who may call the HTTP API (see `deploy.keys`); read where the application is built."""
     log_format: Literal["text", "json"] = "text"
+    """json: every line of every replica is one JSON object."""
 
     drafter_mode: Literal["remote", "colocated"] = "remote"
     """remote: a deployment of its own; colocated: inside each target."""
     drafter_network: Literal["node", "local"] = "node"
     """node: reachable by TCP from other nodes; local: by a Unix socket on its own node only."""
     drafter_replicas: int = Field(default=1, ge=1)
+    """Each serves several targets at once. Not used by colocated drafters, nor by "ngram"."""
     drafter_cpus: float = Field(default=0.3, gt=0)
+    """What Ray reserves for each drafter replica."""
     drafter_gpus: float = Field(default=0, ge=0)
+    """Reserved for each drafter replica; 0: it runs on the CPU."""
 
     vision_replicas: int = Field(default=1, ge=1)
+    """Encoders of pictures; each keeps the features of the pictures that it saw last."""
     vision_cpus: float = Field(default=0.2, gt=0)
+    """What Ray reserves for each vision encoder."""
     vision_gpus: float = Field(default=0, ge=0)
+    """Reserved for each vision encoder; 0: it runs on the CPU."""
     ingress_replicas: int = Field(default=1, ge=1)
+    """They check requests, make tokens of them, and text of the answers' tokens."""
     ingress_cpus: float = Field(default=0.2, gt=0)
+    """What Ray reserves for each ingress replica."""
     router_cpus: float = Field(default=0.1, gt=0)
+    """What Ray reserves for the router."""
     drain_s: float = Field(default=60.0, ge=0)
     """How long a replica that is being replaced may finish its streams."""
 

@@ -35,6 +35,7 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     sha256: str
     """Of the key, in hex: `printf %s "$KEY" | sha256sum`."""
     requests_per_minute: int = 600
+    """All that begin within a minute; more are answered 429 with `Retry-After`."""
     max_concurrent: int = 64
     """Requests under way, streams included."""
     operator: bool = False

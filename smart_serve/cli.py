@@ -37,19 +37,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0, or 1 after an error that was told. An option that
     makes no sense ends the process with 2."""
-    parser = _Parser(prog="smart-serve", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="command")
-    _add_ask(commands)
-    _add_status(commands)
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    for name, (module, summary) in _COMMANDS.items():
-        command = commands.add_parser(name, help=summary)
-        if words[:1] == [name]:
-            # Only now: such a command may load much, and needs time for it.
-            loaded = importlib.import_module(module)
-            loaded.add_arguments(command)
-            command.set_defaults(run=loaded.run)
-    options = parser.parse_args(words)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     run: Callable[[argparse.Namespace], int | None] = options.run
     try:
         return run(options) or 0
@@ -62,6 +50,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """What a command line asks for; `run` is the function that does it."""
+    parser = _Parser(prog="smart-serve", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_ask(commands)
+    _add_status(commands)
+    for name, (module, summary) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary)
+        if words and words[0] == name:
+            # Only now: such a command may load much, and needs time for it.
+            loaded = importlib.import_module(module)
+            loaded.add_arguments(command)
+            command.set_defaults(run=loaded.run)
+    return parser.parse_args(words)
 
 
 def _add_ask(commands: argparse._SubParsersAction[_Parser]) -> None:

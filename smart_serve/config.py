@@ -107,6 +107,7 @@ class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """Bounds of the draft trees; within them the policy decides."""
 
     policy: str = "smart"
+    """Of requests that do not name one. Here it may also be `static:FILE`."""
     max_depth: int = 12
     """Layers of a tree. Beyond 12 even a path of very good drafts is worth little (0.95^12 = 0.54
     of a token for a whole draft layer); what does not pay, `smart` does not draft."""
@@ -116,9 +117,11 @@ class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """Draft nodes of one step, over all sequences of the batch: four each for a batch of 512. What
     a step is better off without, `smart` leaves out by itself."""
     eagle2_nodes: int = 60
+    """Nodes of a tree of `eagle2`; this and the next two are EAGLE-2's published defaults."""
     eagle2_depth: int = 6
+    """Layers of a tree of `eagle2`."""
     eagle2_top_k: int = 10
-    """EAGLE-2's published defaults (total tokens, depth, top k)."""
+    """Children of one node in a tree of `eagle2`, and nodes that each layer goes on from."""
     paper_nodes: int = 200
     """B_verify of `smart-paper`, over the batch: the best of its paper's table 4."""
     ablation: Ablation | None = None
@@ -148,18 +151,22 @@ class EngineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: DtypeName = "auto"
     """Of weights, activations and KV cache."""
     device: str = "cpu"
+    """As torch names it."""
     block_tokens: int = 16
     """Tokens of one KV block."""
     kv_tokens: int = 32_768
     """Tokens of KV cache in all (rounded down to whole blocks)."""
     max_running: int = 64
+    """Sequences in the batch."""
     max_waiting: int = 256
+    """Sequences queued before the engine refuses more."""
     prefill_chunk_tokens: int = 256
     """Prompt tokens that one step prefills, over all sequences, so that a long prompt does not
     stall running streams."""
     prefix_reuse: bool = True
     """Requests that begin alike, with the same pictures, share the KV blocks of what is alike."""
     speculation: SpeculationConfig = SpeculationConfig()
+    """Policy and bounds of the draft trees."""
 
     @property
     def dtype_name(self) -> str:

@@ -22,10 +22,13 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_image_pixels: int = 33_177_600
     """Pixels of one picture by its header (8K UHD); checked before decoding."""
     max_image_side_px: int = 16_384
+    """Of either side of one picture, by its header."""
     max_messages: int = 256
+    """Turns of one conversation."""
     max_text_chars: int = 1_000_000
     """Characters of all texts of one request, checked before tokenising."""
     max_completion_tokens: int = 4_096
+    """What a request may ask for; one that asks for nothing gets it, as far as its context goes."""
     max_choices: int = 8
     """Answers of one request: n, or prompts times n. Each takes a place in the batch."""
     max_logit_bias: int = 1_024
@@ -33,6 +36,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_stop_strings: int = 4
     """As the OpenAI API documents it."""
     max_stop_chars: int = 256
+    """Of one stop string; a stream holds back what may be the beginning of one."""
     max_running: int = 64
     """Sequences in one replica's batch."""
     max_waiting: int = 256

@@ -23,10 +23,13 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """
 
     max_tokens: int = 64
+    """Of the answer, its end included."""
     temperature: float = 0.0
+    """0 to 2. Logits are divided by it before the cuts; 0 takes the likeliest token."""
     top_p: float = 1.0
+    """The likeliest tokens that together have this probability are kept (nucleus)."""
     top_k: int = 0
-    """0: no limit."""
+    """So many of the likeliest tokens are kept; 0: no limit."""
     min_p: float = 0.0
     """Tokens less likely than this share of the most likely one are cut, before top-k and top-p."""
     repetition_penalty: float = 1.0
@@ -40,10 +43,13 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     logprobs: int | None = None
     """Give every token's log-probability, and those of this many likeliest tokens at its place."""
     seed: int | None = None
+    """Of the draws at each place of the answer."""
     stop: tuple[str, ...] = ()
     """Text that ends the answer; it is not part of it."""
     stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer beside the model's own."""
     ignore_eos: bool = False
+    """The model's own end does not end the answer; for benchmarks."""
     policy: str | None = None
     """Speculation policy of this request; None: the engine's."""
     verification: str = "match"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
 from smart_serve.openai.errors import ErrorBody
+from smart_serve.openai.field_docs import field_docs
 
 API_VERSION = "1"
 """Of the API, not of the server: it changes when a client has to."""
@@ -36,6 +37,7 @@ def openapi_document(operations: Sequence[Operation]) -> dict[str, Any]:
     types = [kind for one in operations for kind in (one.request, one.answer, one.event) if kind]
     types = list(dict.fromkeys([*types, ErrorBody]))
     shapes, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
+    _describe_fields(components, types)
     schema_of = dict(zip(types, shapes, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for one in operations:
@@ -54,6 +56,19 @@ def openapi_document(operations: Sequence[Operation]) -> dict[str, Any]:
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _describe_fields(components: dict[str, dict[str, Any]], types: Iterable[Any]) -> None:
+    pending, seen = list(types), set()
+    while pending:
+        kind = pending.pop()
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in seen:
+            seen.add(kind)
+            for name, text in field_docs(kind).items():
+                components[kind.__name__]["properties"][name]["description"] = text
+            pending.extend(get_type_hints(kind).values())
+        else:
+            pending.extend(get_args(kind))
 
 
 def _operation(one: Operation, schema_of: dict[type, dict[str, Any]]) -> dict[str, Any]:
