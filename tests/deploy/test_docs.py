@@ -22,6 +22,11 @@ from smart_serve.messages import SamplingParams
 from smart_serve.openai.field_docs import field_docs
 
 RUN_BY_A_TEST = ("python", "bash", "json", "yaml")
+SOURCES = "\n".join(
+    path.read_text(encoding="utf-8")
+    for top in ("smart_serve", "vision", "deploy")
+    for path in sorted((ROOT / top).rglob("*.py"))
+)
 
 
 @pytest.mark.serve
@@ -115,12 +120,23 @@ def _anchors(page: Path) -> set[str]:
 
 
 def test_every_error_code_is_told() -> None:
-    sources = "\n".join(
-        path.read_text(encoding="utf-8")
-        for top in ("smart_serve", "vision", "deploy")
-        for path in (ROOT / top).rglob("*.py")
-    )
-    codes = set(re.findall(r"\bcode(?:: str)? ?= ?\"(\w+)\"", sources))
+    codes = set(re.findall(r"\bcode(?:: str)? ?= ?\"(\w+)\"", SOURCES))
     table = (ROOT / "deploy" / "docs" / "api.md").read_text(encoding="utf-8")
     assert len(codes) > 30
     assert codes <= set(re.findall(r"`(\w+)`", table))
+
+
+def test_every_log_line_that_is_told_is_written_somewhere() -> None:
+    page = (ROOT / "deploy" / "docs" / "operations.md").read_text(encoding="utf-8")
+    failures = page[page.index("## Failures") : page.index("## Upgrading")]
+    rows = [line.split(" | ") for line in failures.splitlines() if line.count(" | ") == 2]
+    told = [words for row in rows for words in re.findall(r"`([^`]+)`", row[1])]
+    assert len(told) > 5
+    assert [words for words in told if words not in SOURCES] == []
+
+
+def test_every_variable_of_the_environment_is_told() -> None:
+    page = (ROOT / "deploy" / "docs" / "configuration.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"\"(SMART_SERVE_\w+)\"", SOURCES))
+    assert len(names) >= 3
+    assert {name for name in names if f"`{name}`" not in page} == set()
