@@ -45,6 +45,7 @@ class Dispatcher:
         self._router = router
         self._vision = vision
         self._timeout_s = limits.request_timeout_s
+        self._max_waiting = limits.max_waiting
         self._view = ClusterView()
         self._watching = asyncio.create_task(self._watch())
 
@@ -82,6 +83,10 @@ class Dispatcher:
             message = "the router does not answer"
             raise ServerError(message, code="unavailable", status=503) from None
         return self._view
+
+    def is_full(self) -> bool:
+        """By the last view, which is a second old at most while the router answers."""
+        return self._view.is_full(self._max_waiting)
 
     def stop(self) -> None:
         self._watching.cancel()

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deploy.keys import KeyOverLimit, KeyRing
+from deploy.room import Room
 from deploy.routes import Access
 from smart_serve.errors import ClientError, SmartServeError
 from smart_serve.openai.errors import error_response
@@ -61,14 +62,23 @@ Handler = Callable[[Request, RequestRecord], Awaitable[Response]]
 class GuardedRoute:
     """One route as an ASGI application: admits, handles, tells errors as the API does, logs.
 
-    The key's place is held until the last byte of the answer is sent.
+    The key's place, and the one in `room`, are held until the last byte of the answer is sent.
     """
 
-    def __init__(self, keys: KeyRing, access: Access, name: str, handler: Handler) -> None:
+    def __init__(
+        self,
+        keys: KeyRing,
+        access: Access,
+        name: str,
+        handler: Handler,
+        room: Room | None = None,
+    ) -> None:
+        """`room`: of a route that takes a body."""
         self._keys = keys
         self._access = access
         self._name = name
         self._handler = handler
+        self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
@@ -84,6 +94,8 @@ class GuardedRoute:
     async def _respond(self, request: Request, record: RequestRecord, held: ExitStack) -> Response:
         try:
             self._admit(request, record, held)
+            if self._room is not None:
+                held.enter_context(self._room.place(request.headers.get("content-length")))
             return await self._handler(request, record)
         except ClientDisconnect:
             raise

@@ -19,7 +19,9 @@ from starlette.types import Receive, Scope, Send
 from deploy.chat_service import ChatService, PreparedAnswer
 from deploy.gate import GuardedRoute, Handler, RequestRecord, error_reply, json_reply
 from deploy.keys import KeyRing
+from deploy.room import Room
 from deploy.routes import OPENAPI, ROUTES, Health, Liveness
+from deploy.routes import Route as RouteEntry
 from smart_serve.errors import ClientError, ServerError, SmartServeError
 from smart_serve.openai.respond import Tally, sse_answer, whole_answer
 from smart_serve.openai.stream_position import StreamPosition
@@ -33,6 +35,10 @@ class Cluster(Protocol):
 
     async def view(self) -> ClusterView:
         """Their last reports. Raises `ServerError` when there is no answer."""
+        ...
+
+    def is_full(self) -> bool:
+        """Whether every queue was full when last heard of; a guess, and answered at once."""
         ...
 
 
@@ -127,15 +133,13 @@ class HttpApi:
 
 def build_http_app(service: ChatService, cluster: Cluster, keys: KeyRing) -> Starlette:
     """The ASGI application of one ingress replica."""
-    handlers = HttpApi(service, cluster).handlers
-    routes = [
-        Route(
-            one.path,
-            GuardedRoute(keys, one.access, one.path, handlers[one.operation]),
-            methods=[one.method],
-        )
-        for one in ROUTES
-    ]
+    handlers, room = HttpApi(service, cluster).handlers, Room(service.limits, cluster.is_full)
+
+    def guarded(one: RouteEntry) -> GuardedRoute:
+        handler = handlers[one.operation]
+        return GuardedRoute(keys, one.access, one.path, handler, room if one.request else None)
+
+    routes = [Route(one.path, guarded(one), methods=[one.method]) for one in ROUTES]
 
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

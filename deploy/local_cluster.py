@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deploy import proxy
+
 MIN_CPUS = 2
 """The deployments ask for 1.3 CPUs between them; a machine with one core runs them too."""
 OBJECT_STORE_BYTES = 200 * 2**20
@@ -74,6 +76,7 @@ def _prepare_environment(folder: Path) -> None:
         # The bundled model is complete: nothing is looked up.
         HF_HUB_OFFLINE="1",
         TOKENIZERS_PARALLELISM="false",
+        **proxy.ENVIRONMENT,
     )
     os.environ.pop("RAY_ADDRESS", None)
 

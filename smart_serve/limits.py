@@ -13,6 +13,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     max_body_bytes: int = 20 * 2**20
     """Bytes of one HTTP request body. Ray Serve itself has no such limit."""
+    max_held_bytes: int = 2**30
+    """Bytes of all bodies under way at one ingress replica; a body that is alone has room."""
+    max_requests: int = 1_024
+    """Requests under way at one ingress replica. Above this or the former one, 429 is answered
+    before a byte of the body is read."""
     body_timeout_s: float = 60.0
     """How long one body may take to arrive."""
     max_images: int = 8

@@ -45,6 +45,11 @@ class ClusterView(msgspec.Struct, frozen=True):
         names = dict.fromkeys(one.report.pool for one in self.replicas)
         return {name: self._pool(name) for name in names}
 
+    def is_full(self, max_waiting: int) -> bool:
+        """Whether every replica has `max_waiting` requests waiting; no replica is not full."""
+        waiting = [one.report.waiting for one in self.replicas]
+        return bool(waiting) and min(waiting) >= max_waiting
+
     def _pool(self, name: str) -> PoolLoad:
         reports = [one.report for one in self.replicas if one.report.pool == name]
         steps = [one.step_ms for one in reports if one.step_ms > 0]

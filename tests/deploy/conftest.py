@@ -10,8 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from local_app import LocalSource
+from local_app import LocalSource, local_app, served
 from served_app import APP, ServedApp, free_port, wait_for
+
+from deploy import proxy
 
 with warnings.catch_warnings():
     # Ray's declarations are older than the pydantic they meet.
@@ -30,7 +32,7 @@ def source() -> Iterator[LocalSource]:
 
 @pytest.fixture(scope="session")
 def app() -> Iterator[ServedApp]:
-    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", **proxy.ENVIRONMENT)
     from deploy.app import build
     from deploy.args import AppArgs
 
@@ -56,3 +58,17 @@ def app() -> Iterator[ServedApp]:
             serve.shutdown()
         finally:
             ray.shutdown()
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.serve)])
+def base(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the API answers: behind uvicorn alone, and behind Ray's proxy. Idle at the end."""
+    if request.param == "ray":
+        app: ServedApp = request.getfixturevalue("app")
+        yield app.url
+        app.wait_until_idle()
+        return
+    source: LocalSource = request.getfixturevalue("source")
+    with served(local_app(source)) as url:
+        yield url
+        wait_for(source.is_idle)

@@ -60,6 +60,9 @@ class LocalSource:
         report = LoadReport(replica_id="local", pool="default", device_type="cpu", **fields)
         return ClusterView((ReplicaView(report, 0.0),))
 
+    def is_full(self) -> bool:
+        return self.loop.load().waiting >= ARGS.parsed_limits().max_waiting
+
     def is_idle(self) -> bool:
         load = self.loop.load()
         held = load.total_blocks - load.free_blocks - load.cached_blocks
@@ -67,10 +70,14 @@ class LocalSource:
 
 
 def local_app(
-    source: LocalSource, keys: KeyRing | None = None, fetcher: PictureFetcher | None = None
+    source: LocalSource,
+    keys: KeyRing | None = None,
+    fetcher: PictureFetcher | None = None,
+    **limits: float,
 ) -> ASGIApp:
-    """Open to everybody unless `keys` are given."""
-    return build_http_app(ChatService(ARGS, source, fetcher), source, keys or KeyRing(()))
+    """Open to everybody unless `keys` are given; `limits` beside those of `ARGS`."""
+    args = ARGS.model_copy(update={"limits": {**ARGS.limits, **limits}})
+    return build_http_app(ChatService(args, source, fetcher), source, keys or KeyRing(()))
 
 
 @contextmanager

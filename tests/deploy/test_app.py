@@ -9,11 +9,9 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import httpx
-import openai
 import pytest
 from PIL import Image
 from served_app import ServedApp, wait_for
@@ -33,12 +31,6 @@ def llm(app: ServedApp) -> LLM:
 
 
 @pytest.fixture(scope="module")
-def client(app: ServedApp) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{app.url}/v1", api_key="none", max_retries=0) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def png() -> bytes:
     picture = Image.new("RGB", (96, 64), "white")
     picture.paste("red", (10, 10, 40, 40))
@@ -54,21 +46,6 @@ def data_url(data: bytes) -> str:
 def with_picture(data: bytes, text: str = "Describe the picture.") -> list[dict[str, object]]:
     image = {"type": "image_url", "image_url": {"url": data_url(data)}}
     return [{"role": "user", "content": [image, {"type": "text", "text": text}]}]
-
-
-def test_openai_client(app: ServedApp, client: openai.OpenAI, png: bytes) -> None:
-    assert [card.id for card in client.models.list()] == [app.model]
-    ask = {"model": app.model, "messages": with_picture(png), "max_tokens": 12, "temperature": 0}
-    whole = client.chat.completions.create(**ask)  # type: ignore[call-overload]
-    assert whole.choices[0].finish_reason in ("stop", "length")
-    assert whole.usage.completion_tokens <= 12
-    options = {"include_usage": True}
-    chunks = list(client.chat.completions.create(**ask, stream=True, stream_options=options))  # type: ignore[call-overload]
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == whole.choices[0].message.content
-    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
-    details = chunks[-1].usage.completion_tokens_details
-    assert details.accepted_prediction_tokens + details.rejected_prediction_tokens >= 0
 
 
 @pytest.mark.parametrize(

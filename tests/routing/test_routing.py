@@ -57,6 +57,12 @@ def test_last_report_stands_and_silence_expires() -> None:
     assert book.view(5000).pools() == {}
 
 
+def test_a_cluster_is_full_when_every_queue_is() -> None:
+    assert view_of(report(waiting=9), report("b", waiting=8)).is_full(8)
+    assert not view_of(report(waiting=9), report("b", "slow", waiting=7)).is_full(8)
+    assert not view_of().is_full(8)
+
+
 def test_requests_on_their_way_count_until_all_replicas_reported() -> None:
     book = ReportBook()
     book.record(report("a"), 0)
