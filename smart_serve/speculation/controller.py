@@ -35,10 +35,10 @@ TRIALS = 3
 """First steps that draft whatever is predicted: by then price and acceptance are seen, and a
 useless drafter has cost three steps."""
 PLAN_EVERY = 4
-"""Steps that a plan's prices stand for, while batch and context do: they move by a few per cent of
-a residual at a time, and to write them down takes a tenth of a millisecond."""
+"""Steps that a plan stands for, while batch and context do, and of which one is learnt from: prices
+and acceptance move by a few per cent at a time, and to look at them takes half a millisecond."""
 SETTLED_STEPS = 16
-"""Drafted steps after which prices are known well enough for that."""
+"""Drafted steps after which both are known well enough for that."""
 CONTEXT_STEP = 32
 """Committed tokens per sequence, on average, by which a context counts as another."""
 PAYBACK_STEPS = 16
@@ -75,6 +75,15 @@ class StepObservation:
         return 2 * self.prefill_tokens <= self.num_tokens
 
 
+@dataclass(slots=True)
+class _Standing:
+    """A plan that stands for some more steps, if they are like the one that it was made for."""
+
+    asked: tuple[object, ...]
+    plan: GrowthPlan
+    steps_left: int
+
+
 class SpeculationController:
     """Owned by one engine. Knows the cost tables, corrects them, and applies the envelope."""
 
@@ -105,8 +114,9 @@ class SpeculationController:
         """Speedup that was predicted, uncorrected, for the step now under way, if it drafts."""
         self._adaptive_chain = AdaptiveChain(config.max_depth)
         self._shape = shape_of(config.policy)
-        self._kept: tuple[tuple[object, ...], int, GrowthPlan] | None = None
-        """What the last plan was asked for, how often it was given out, and the plan."""
+        self._standing: _Standing | None = None
+        self._is_watched = True
+        """Whether the step now under way is learnt from, beyond its costs."""
 
     @property
     def plan_epoch(self) -> int:
@@ -120,6 +130,7 @@ class SpeculationController:
         """A drafter came (its own measurements) or went (None)."""
         self._trials_left = TRIALS
         self._layer_cost = layer_cost
+        self._standing = None
 
     def plan(
         self, policy: str, batch: int, context: float, catch_up_rows: int
@@ -132,11 +143,28 @@ class SpeculationController:
             return None
         if policy == "smart" and self._trials_left == 0 and self._fallback.rests(batch):
             return None
-        plan = self._current_plan(policy, batch, context, envelope)
+        bounds = envelope and msgspec.structs.replace(envelope, epoch=0)
+        asked = (policy, batch, int(context) // CONTEXT_STEP, bounds)
+        standing = self._standing
+        if standing is not None and standing.asked == asked and standing.steps_left > 0:
+            standing.steps_left -= 1
+            self._is_watched = False
+            return standing.plan
+        self._is_watched, self._standing = True, None
+        plan = self._growth_plan(policy, batch, context, envelope)
         if policy == "adaptive-chain":
             return self._adaptive_chain.plan(plan, batch, catch_up_rows)
-        if policy != "smart" or self._config.ablation == "no-fallback":
-            return plan
+        if policy == "smart" and self._config.ablation != "no-fallback":
+            decided = self._decided(plan, batch, catch_up_rows)
+            if decided is not plan:
+                return decided
+        if self._observed >= SETTLED_STEPS:
+            again = msgspec.structs.replace(plan, is_watched=False)
+            self._standing = _Standing(asked, again, PLAN_EVERY - 1)
+        return plan
+
+    def _decided(self, plan: GrowthPlan, batch: int, catch_up_rows: int) -> GrowthPlan | None:
+        """`plan` itself if drafting pays by it, a probe, or None to decode plainly."""
         outlook = self._outlook(plan, batch, catch_up_rows)
         kept = self._promises.factor(batch)
         decision = self._fallback.decide(batch, outlook.corrected(kept))
@@ -170,7 +198,7 @@ class SpeculationController:
         """Learn from a step: acceptance, costs, overhead."""
         self._observe_costs(seen)
         # What becomes of drawn tokens says little of the likeliest ones, which all else is about.
-        if seen.growth is None or seen.growth.laws is not None:
+        if seen.growth is None or seen.growth.laws is not None or not self._is_watched:
             return
         self._calibration.observe(seen.forest, seen.accepted)
         self._observed += 1
@@ -209,19 +237,6 @@ class SpeculationController:
             caught_up_speedup=caught_up_speedup,
             probe_price=drafted_ms / plan.verify_knot_ms[0] - 1.0,
         )
-
-    def _current_plan(
-        self, policy: str, batch: int, context: float, envelope: SpeculationPlan | None
-    ) -> GrowthPlan:
-        """The plan of the last steps while its prices may stand, else a new one."""
-        asked = (policy, batch, int(context) // CONTEXT_STEP, envelope)
-        # At first prices move fast; and while drafting rests, a look is rare and must be true.
-        is_steady = self._observed >= SETTLED_STEPS and self._fallback.is_drafting
-        times = PLAN_EVERY if is_steady else 1
-        if self._kept is None or self._kept[0] != asked or self._kept[1] >= times:
-            self._kept = asked, 0, self._growth_plan(policy, batch, context, envelope)
-        self._kept = self._kept[0], self._kept[1] + 1, self._kept[2]
-        return self._kept[2]
 
     def _growth_plan(
         self, policy: str, batch: int, context: float, envelope: SpeculationPlan | None

@@ -25,14 +25,23 @@ from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.tree import PROBABILITY_SLACK, FloatArray, Forest, IntArray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Frontier:
     """The F nodes whose children come next; at first the roots."""
 
     trees: IntArray  # [F]
     ids: IntArray  # [F] among all candidates; of roots: their trees
     path_probs: FloatArray  # [F]
-    draft_probs: FloatArray  # [F]
+    chosen: tuple[Layer, IntArray] | None
+    """The layer that they are of, and where in it; None: roots."""
+
+    @cached_property
+    def draft_probs(self) -> FloatArray:
+        """Product of raw confidences along the path. [F]"""
+        if self.chosen is None:
+            return np.ones(len(self.trees))
+        layer, places = self.chosen
+        return layer.draft_probs[places]
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Layer:
 
     @cached_property
     def draft_probs(self) -> FloatArray:
-        """Product of raw confidences along the path. [n]"""
+        """The same for each candidate. [n]"""
         return np.repeat(self.frontier.draft_probs, self.width) * self.confidences
 
     @property
@@ -82,7 +91,8 @@ class Growth:
 
     forest: Forest
     best_by_depth: tuple[tuple[float, ...], ...]
-    """Per opened depth, the mean over trees of the largest path probabilities, in order."""
+    """Per opened depth, the mean over trees of the largest path probabilities, in order. Empty, as
+    `child_mass`, where the plan did not ask for it."""
     child_mass: tuple[float, ...]
     """Per opened depth, the share of an expanded parent's probability that its best child keeps."""
     policy_ms: float = 0.0
@@ -120,8 +130,8 @@ class TreeGrower(ABC):
         self.layers: list[Layer] = []
         self._child_mass: list[float] = []
         self._policy_s = 0.0
-        roots, certain = np.arange(num_trees), np.ones(num_trees)
-        self._frontier = Frontier(roots, roots, certain, certain)
+        roots = np.arange(num_trees)
+        self._frontier = Frontier(roots, roots, np.ones(num_trees), None)
 
     @property
     def num_candidates(self) -> int:
@@ -152,7 +162,7 @@ class TreeGrower(ABC):
             trees=layer.frontier.trees[parents],
             ids=layer.first_id + chosen,
             path_probs=layer.path_probs[chosen],
-            draft_probs=layer.frontier.draft_probs[parents] * layer.confidences[chosen],
+            chosen=(layer, chosen),
         )
         return chosen
 
@@ -184,14 +194,14 @@ class TreeGrower(ABC):
 
     def _layer(self, token_ids: IntArray, log_probs: FloatArray) -> Layer:
         width = token_ids.shape[1]
-        confidences = np.exp(log_probs.astype(np.float64))
-        flat = confidences.reshape(-1)
+        flat = np.exp(log_probs, dtype=np.float64).reshape(-1)
         calibrated = acceptance(self.plan.calibration, len(self.layers) + 1, flat)
-        calibrated[flat == 0.0] = 0.0
+        calibrated *= flat > 0.0
         reached = self._frontier.path_probs
         path_probs = calibrated.reshape(-1, width) * reached[:, None]
-        mass = float(reached.sum())
-        self._child_mass.append(float(path_probs[:, 0].sum()) / max(mass, 1e-12))
+        if self.plan.is_watched:
+            mass = float(reached.sum())
+            self._child_mass.append(float(path_probs[:, 0].sum()) / max(mass, 1e-12))
         return Layer(
             first_id=self.num_candidates,
             frontier=self._frontier,
@@ -234,7 +244,7 @@ class TreeGrower(ABC):
         return Forest.empty(self.num_trees)
 
     def _profile(self) -> tuple[tuple[float, ...], ...]:
-        if not self.layers:
+        if not self.layers or not self.plan.is_watched:
             return ()
         num_layers = len(self.layers)
         # Children come best first: what is not among its parent's best is not among its tree's.

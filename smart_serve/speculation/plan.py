@@ -42,6 +42,8 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Per depth, acceptance at evenly spaced confidences 0..1; empty: α-damped confidence."""
     is_probe: bool = False
     """Verify at least one node per tree: what is never verified is never learnt of."""
+    is_watched: bool = True
+    """Tell also what the trees say of the drafter (the profile in `Growth`)."""
     terminal_tokens: tuple[int, ...] = ()
     """Tokens that end a sequence: worth verifying, never worth expanding."""
     ablation: Ablation | None = None

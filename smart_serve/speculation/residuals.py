@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 
@@ -11,45 +12,55 @@ from smart_serve.speculation.tree import FloatArray
 WEIGHT = 0.05
 """Of one observation, after the first ones; the memory is about twenty steps of a region."""
 FEW = 5
-"""Observations of a region under which it follows the others."""
+"""Observations of a region from which it goes its own way."""
 CLIP = 4.0
 """One stalled step (a page fault, a neighbour's burst) must not swing the controller."""
+REGIONS = 32
+"""Powers of two of packed tokens."""
 
 
 class Residuals:
     """Moving average of measured/predicted per region of packed tokens (powers of two)."""
 
     def __init__(self) -> None:
-        self._log_ratio = np.zeros(32)
-        self._count = np.zeros(32, np.int64)
+        # Regions hardly seen yet move along with the others: the machine as a whole is slower or
+        # faster than when it was measured, and one price corrected without the others would tip
+        # every comparison.
+        self._common = 0.0
+        """Mean log-ratio of regions with fewer than `FEW` observations."""
+        self._own: dict[int, float] = {}
+        self._counts: Counter[int] = Counter()
 
     def observe(self, num_tokens: float, measured_ms: float, predicted_ms: float) -> None:
         """`predicted_ms` is the uncorrected table's."""
         ratio = min(max(measured_ms / max(predicted_ms, 1e-6), 1 / CLIP), CLIP)
-        count = int(self._count[_region(num_tokens)])
-        self._count[_region(num_tokens)] += 1
-        # Regions hardly seen yet move along: the machine as a whole is slower or faster than when
-        # it was measured, and one price corrected without the others would tip every comparison.
-        moved = self._count < FEW
-        moved[_region(num_tokens)] = True
+        region = _region(num_tokens)
+        self._counts[region] += 1
         # The first few count for more: a table that was measured on a busy machine is far off.
-        weight = max(WEIGHT, 1.0 / (count + 2))
-        self._log_ratio[moved] += weight * (math.log(ratio) - self._log_ratio[moved])
+        weight = max(WEIGHT, 1.0 / (self._counts[region] + 1))
+        if region in self._own:
+            self._own[region] += weight * (math.log(ratio) - self._own[region])
+        self._common += weight * (math.log(ratio) - self._common)
+        if self._counts[region] == FEW:
+            self._own[region] = self._common
 
     def factors(self, num_tokens: FloatArray) -> FloatArray:
         """Correction [n] for predictions at `num_tokens` [n]; linear between region centres."""
         place = np.log2(np.maximum(num_tokens, 1.0))
-        corrected: FloatArray = np.exp(np.interp(place, np.arange(32), self._log_ratio))
+        log_ratio = [self._at(region) for region in range(REGIONS)]
+        corrected: FloatArray = np.exp(np.interp(place, np.arange(REGIONS), log_ratio))
         return corrected
 
     def factor(self, num_tokens: float) -> float:
         """The same for one step."""
         place = math.log2(max(num_tokens, 1.0))
-        left = min(int(place), 30)
+        left = min(int(place), REGIONS - 2)
         right_weight = min(place - left, 1.0)
-        mean = self._log_ratio[left] * (1 - right_weight) + self._log_ratio[left + 1] * right_weight
-        return math.exp(mean)
+        return math.exp(self._at(left) * (1 - right_weight) + self._at(left + 1) * right_weight)
+
+    def _at(self, region: int) -> float:
+        return self._own.get(region, self._common)
 
 
 def _region(num_tokens: float) -> int:
-    return min(31, max(0, round(math.log2(max(num_tokens, 1.0)))))
+    return min(REGIONS - 1, max(0, round(math.log2(max(num_tokens, 1.0)))))
