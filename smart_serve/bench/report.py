@@ -7,13 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from smart_serve.bench.figures import Costs, Percentiles, Reliability, Report, Row
 from smart_serve.bench.rounds import shown
-from smart_serve.bench.svg import Plot, Point, Series
+from smart_serve.bench.svg import STYLE, Plot, Point, Series
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --grid: #d9dee3; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ec; --paper: #14171a; --grid: #353b42; }
-}
+_PAGE_STYLE = """
 body { color: var(--ink); background: var(--paper); font: 15px/1.5 system-ui, sans-serif;
   max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 code { font-size: 0.9em; overflow-wrap: anywhere; }
@@ -21,14 +17,7 @@ main { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)
 figure { margin: 0; } figcaption { font-weight: 600; }
 figure ul { list-style: none; display: flex; flex-wrap: wrap; gap: 0 1rem; margin: 0; padding: 0; }
 figure li::before { content: "● "; color: var(--c); }
-svg { width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 12px; }
-.end { text-anchor: end; } .middle { text-anchor: middle; }
-.grid { stroke: var(--grid); } .guide { stroke: var(--ink); stroke-dasharray: 4 4; }
-g polyline { fill: none; stroke: var(--c); stroke-width: 2; } g line { stroke: var(--c); }
-g circle { fill: var(--c); }
-.c0 { --c: #2f7de1; } .c1 { --c: #e07a1f; } .c2 { --c: #2c9f5b; } .c3 { --c: #d0404a; }
-.c4 { --c: #8b62c9; } .c5 { --c: #94684f; } .c6 { --c: #d766b4; } .c7 { --c: #7b858f; }
-.c8 { --c: #1fa6b8; }
+svg { width: 100%; height: auto; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
 td, th { padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid var(--grid); }
 td:first-child, th:first-child { text-align: left; }
@@ -166,6 +155,6 @@ def _document(title: str, body: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}{_PAGE_STYLE}</style></head>"
         f"<body><h1>{html.escape(title)}</h1>{body}</body></html>\n"
     )

@@ -9,8 +9,25 @@ from dataclasses import dataclass
 
 WIDTH_PX, HEIGHT_PX = 640, 340
 LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 56, 12, 12, 44
+LEGEND_PX, LETTER_PX = 20, 7
+"""Height of a line of the legend, and width of a letter in it, about."""
 NUM_COLOURS = 9
-"""Classes c0 to c8 of the page's style sheet."""
+"""Classes c0 to c8 of the style sheet."""
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --grid: #d9dee3; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e8ec; --paper: #14171a; --grid: #353b42; }
+}
+svg text { fill: var(--ink); font-size: 12px; } svg .title { font-weight: 600; }
+.end { text-anchor: end; } .middle { text-anchor: middle; }
+.grid { stroke: var(--grid); } .guide { stroke: var(--ink); stroke-dasharray: 4 4; }
+g polyline { fill: none; stroke: var(--c); stroke-width: 2; } g line { stroke: var(--c); }
+g circle { fill: var(--c); }
+.c0 { --c: #2f7de1; } .c1 { --c: #e07a1f; } .c2 { --c: #2c9f5b; } .c3 { --c: #d0404a; }
+.c4 { --c: #8b62c9; } .c5 { --c: #94684f; } .c6 { --c: #d766b4; } .c7 { --c: #7b858f; }
+.c8 { --c: #1fa6b8; }
+"""
+"""Of what the classes here name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +98,8 @@ class Plot:
 
     def figure(self) -> str:
         """An HTML figure with its legend."""
-        points = [point for series in self.series for point in series.points]
-        if not points:
+        if not any(series.points for series in self.series):
             return ""
-        values = [v for p in points for v in (p.y, p.high) if v is not None]
-        x = Axis.over(self.x_label, [p.x for p in points], is_log=self.log_x)
-        y = Axis.over(self.y_label, values, is_log=self.log_y)
-        marks = "".join(
-            _line(series, i % NUM_COLOURS, x, y) for i, series in enumerate(self.series)
-        )
         legend = "".join(
             f'<li class="c{i % NUM_COLOURS}">{html.escape(series.name)}</li>'
             for i, series in enumerate(self.series)
@@ -98,8 +108,41 @@ class Plot:
         return (
             f"<figure><figcaption>{title}</figcaption>"
             f'<svg viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}" role="img" aria-label="{title}">'
-            f"{_grid(x, y)}{self._guides(x, y)}{marks}</svg><ul>{legend}</ul></figure>"
+            f"{self._drawing()}</svg><ul>{legend}</ul></figure>"
         )
+
+    def image(self) -> str:
+        """An SVG file of its own, with title, legend and styles; it has one point at least."""
+        top = 2 * LEGEND_PX
+        title = html.escape(self.title)
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{title}" '
+            f'viewBox="0 {-top} {WIDTH_PX} {HEIGHT_PX + top}" font-family="sans-serif">'
+            f"<style>{STYLE}</style>"
+            f'<rect y="{-top}" width="100%" height="100%" fill="var(--paper)"/>'
+            f'<text x="{LEFT_PX}" y="{16 - top}" class="title">{title}</text>'
+            f"{self._legend()}{self._drawing()}</svg>\n"
+        )
+
+    def _drawing(self) -> str:
+        points = [point for series in self.series for point in series.points]
+        values = [v for p in points for v in (p.y, p.high) if v is not None]
+        x = Axis.over(self.x_label, [p.x for p in points], is_log=self.log_x)
+        y = Axis.over(self.y_label, values, is_log=self.log_y)
+        marks = "".join(
+            _line(series, i % NUM_COLOURS, x, y) for i, series in enumerate(self.series)
+        )
+        return f"{_grid(x, y)}{self._guides(x, y)}{marks}"
+
+    def _legend(self) -> str:
+        parts, at = [], LEFT_PX
+        for i, series in enumerate(self.series):
+            parts.append(
+                f'<g class="c{i % NUM_COLOURS}"><circle cx="{at + 4}" cy="-8" r="4"/></g>'
+                f'<text x="{at + 12}" y="-4">{html.escape(series.name)}</text>'
+            )
+            at += 24 + LETTER_PX * len(series.name)
+        return "".join(parts)
 
     def _guides(self, x: Axis, y: Axis) -> str:
         ends: list[tuple[float, float, float, float]] = []

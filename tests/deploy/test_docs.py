@@ -16,7 +16,12 @@ from shell_words import check_script
 from deploy.args import AppArgs, PoolArgs
 from deploy.keys import ApiKey
 from deploy.reference import refreshed
-from smart_serve.config import EngineConfig, SpeculationConfig
+from smart_serve.config import (
+    POLICY_NAMES,
+    VERIFICATION_RULES,
+    EngineConfig,
+    SpeculationConfig,
+)
 from smart_serve.limits import Limits
 from smart_serve.messages import SamplingParams
 from smart_serve.openai.field_docs import field_docs
@@ -140,3 +145,9 @@ def test_every_variable_of_the_environment_is_told() -> None:
     names = set(re.findall(r"\"(SMART_SERVE_\w+)\"", SOURCES))
     assert len(names) >= 3
     assert {name for name in names if f"`{name}`" not in page} == set()
+
+
+def test_every_policy_is_told() -> None:
+    page = (ROOT / "deploy" / "docs" / "how-smart-decides.md").read_text(encoding="utf-8")
+    assert [name for name in POLICY_NAMES if f"\n| `{name}` |" not in page] == []
+    assert [rule for rule in VERIFICATION_RULES if rule not in page] == []
