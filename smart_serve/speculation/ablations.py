@@ -62,31 +62,33 @@ class FreeLayersGrower(SmartGrower):
 class EvenSplitGrower(SmartGrower):
     """Takes the best node of every tree, then the second best of every tree, and so on."""
 
-    def _order(self, path_probs: FloatArray) -> IntArray:
-        trees = self.column("trees")
+    def _ranked(
+        self, best: tuple[IntArray, FloatArray], layer: Layer
+    ) -> tuple[IntArray, FloatArray]:
+        trees, path_probs = self.column("trees"), self.column("path_probs")
         by_tree = np.lexsort((-path_probs, trees))
         ranks = np.empty(len(trees), np.int64)
         ranks[by_tree] = rank_in_runs(trees[by_tree])
-        order: IntArray = np.lexsort((-path_probs, ranks))
-        return order
+        order = np.lexsort((-path_probs, ranks))[: self.plan.max_nodes]
+        return order, path_probs[order]
 
 
 class PathMeanGrower(SmartGrower):
     """Counts a tree as the mean over its root-to-leaf paths of the sum of P along the path."""
 
-    def _gains(self, path_probs: FloatArray, order: IntArray) -> FloatArray:
-        trees, parents, sums = self._columns(path_probs)
+    def _gains(self, ids: IntArray, path_probs: FloatArray) -> FloatArray:
+        trees, parents, sums = self._columns(self.column("path_probs"))
         # A parent's first child makes its path longer; each further one is a path more.
-        is_first = np.zeros(len(order), np.bool_)
-        is_first[np.unique(parents[order], return_index=True)[1]] = True
-        added = np.where(is_first, path_probs[order], sums[order])
-        by_tree = np.argsort(trees[order], kind="stable")
-        starts = np.flatnonzero(np.diff(trees[order][by_tree], prepend=-1))
+        is_first = np.zeros(len(ids), np.bool_)
+        is_first[np.unique(parents[ids], return_index=True)[1]] = True
+        added = np.where(is_first, path_probs, sums[ids])
+        by_tree = np.argsort(trees[ids], kind="stable")
+        starts = np.flatnonzero(np.diff(trees[ids][by_tree], prepend=-1))
         totals = _cumsum_in_runs(added[by_tree], starts)
         means = totals / (1.0 + _cumsum_in_runs((~is_first[by_tree]).astype(np.float64), starts))
         before = np.concatenate(([0.0], means[:-1]))
         before[starts] = 0.0
-        gains = np.empty(len(order))
+        gains = np.empty(len(ids))
         gains[by_tree] = means - before
         return gains
 

@@ -33,7 +33,11 @@ class SmartGrower(TreeGrower):
         # whatever the trees: a price per token, and G / (C + c·G) is largest where G / C is.
         self._spent_ms = plan.wire_ms + plan.draft_layer(num_trees)
         self._verify_ms = plan.verify_ms(2 * plan.max_nodes)
-        self._ranked: tuple[int, IntArray, FloatArray] | None = None
+        self._num_ranked = 0
+        """Layers that the ranking knows of."""
+        self._best = np.empty(0, np.int64), np.empty(0)
+        """Ids and path probabilities of the best candidates of those layers, best first."""
+        self._tokens = np.empty(0)
 
     def expand(self, layer: Layer) -> IntArray:
         """The candidates whose best children are worth the next layer's draft pass."""
@@ -74,25 +78,30 @@ class SmartGrower(TreeGrower):
 
     def _rank(self) -> tuple[IntArray, FloatArray]:
         """The first two of `_scan`, kept until a layer comes."""
-        if self._ranked is None or self._ranked[0] != len(self.layers):
-            path_probs = self.column("path_probs")
-            order = self._order(path_probs)[: self.plan.max_nodes]
-            tokens = np.empty(len(order) + 1)
-            tokens[0] = self.num_trees
-            np.cumsum(self._gains(path_probs, order), out=tokens[1:])
-            tokens[1:] += self.num_trees
-            self._ranked = len(self.layers), order, tokens
-        return self._ranked[1], self._ranked[2]
+        if self._num_ranked < len(self.layers):
+            for layer in self.layers[self._num_ranked :]:
+                self._best = self._ranked(self._best, layer)
+            self._num_ranked = len(self.layers)
+            gains = self._gains(*self._best)
+            self._tokens = np.concatenate(((self.num_trees,), self.num_trees + np.cumsum(gains)))
+        return self._best[0], self._tokens
 
-    def _order(self, path_probs: FloatArray) -> IntArray:
-        """Candidate ids, best first. Stable: ties go to the shallower node."""
-        order: IntArray = np.argsort(-path_probs, kind="stable")
-        return order
+    def _ranked(
+        self, best: tuple[IntArray, FloatArray], layer: Layer
+    ) -> tuple[IntArray, FloatArray]:
+        """The `max_nodes` best of `best` and the candidates of a deeper `layer`; ties go to the
+        shallower node."""
+        ids, probs = best
+        worst = probs[-1] if len(probs) == self.plan.max_nodes else -1.0
+        better = np.flatnonzero(layer.path_probs > worst)
+        ids = np.concatenate((ids, layer.first_id + better))
+        probs = np.concatenate((probs, layer.path_probs[better]))
+        order = np.argsort(-probs, kind="stable")[: self.plan.max_nodes]
+        return ids[order], probs[order]
 
-    def _gains(self, path_probs: FloatArray, order: IntArray) -> FloatArray:
-        """Expected tokens that each candidate adds to those before it in `order`. [m]"""
-        gains: FloatArray = path_probs[order]
-        return gains
+    def _gains(self, ids: IntArray, path_probs: FloatArray) -> FloatArray:
+        """Expected tokens that each candidate adds to those before it, both [m]."""
+        return path_probs
 
     def _next_gains(self, layer: Layer, worth: IntArray, taken: IntArray) -> FloatArray:
         """What the best child of each candidate `worth` expanding may add to the `taken` ones."""
