@@ -79,8 +79,6 @@ def _drafter(args: AppArgs) -> Deployment:
         num_replicas=args.drafter_replicas,
         graceful_shutdown_timeout_s=DRAFTER_DRAIN_S,
         graceful_shutdown_wait_loop_s=0.2,
-        # A dead drafter costs only speed, but for as long as nobody looks.
-        health_check_period_s=2.0,
     )
 
 
@@ -119,6 +117,8 @@ def _deployment(
         name=name,
         ray_actor_options=actor,
         max_ongoing_requests=max_ongoing_requests,
+        # A dead replica is replaced once somebody has looked.
+        health_check_period_s=2.0,
         # Serve's own access log would be full of load reports; the ingress writes one of its own.
         logging_config={"enable_access_log": False, "encoding": args.log_format.upper()},
         **options,

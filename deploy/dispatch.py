@@ -24,8 +24,6 @@ logger = logging.getLogger("ray.serve")
 ROUTER_S = 0.5
 """A router that takes longer is restarting: the last view decides."""
 VIEW_S = 1.0
-MAX_REPLICAS = 3
-"""Replicas that one request may outlive; a request that kills three is likely the culprit."""
 
 
 class Dispatcher:
@@ -44,8 +42,7 @@ class Dispatcher:
         }
         self._router = router
         self._vision = vision
-        self._timeout_s = limits.request_timeout_s
-        self._max_waiting = limits.max_waiting
+        self._limits = limits
         self._view = ClusterView()
         self._watching = asyncio.create_task(self._watch())
 
@@ -56,9 +53,9 @@ class Dispatcher:
 
         Ending it early cancels the request in the target. Raises `SmartServeError` only.
         """
-        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        deadline = asyncio.get_running_loop().time() + self._limits.request_timeout_s
         resumption = Resumption(request)
-        for _ in range(MAX_REPLICAS):
+        for _ in range(1 + self._limits.max_resumptions):
             try:
                 once = self._stream_once(resumption.request(), images, deadline)
                 async with aclosing(once):
@@ -68,7 +65,7 @@ class Dispatcher:
             except REPLICA_LOST as error:
                 logger.warning("request %s lost its replica: %s", request.request_id, error)
             except TimeoutError:
-                message = f"no answer within {self._timeout_s:.0f} s"
+                message = f"no answer within {self._limits.request_timeout_s:.0f} s"
                 raise ServerError(message, code="timeout", status=504) from None
             except RAY_FAILURES as error:
                 raise as_own_error(error) from None
@@ -86,7 +83,7 @@ class Dispatcher:
 
     def is_full(self) -> bool:
         """By the last view, which is a second old at most while the router answers."""
-        return self._view.is_full(self._max_waiting)
+        return self._view.is_full(self._limits.max_waiting)
 
     def stop(self) -> None:
         self._watching.cancel()

@@ -48,3 +48,6 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sequences queued at one replica before it answers 429."""
     request_timeout_s: float = 600.0
     """From arrival to the last token."""
+    max_resumptions: int = 3
+    """How often one request may go on at another replica because its own was lost. A request that
+    ends every replica which takes it is likely the culprit."""

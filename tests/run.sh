@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All checks: format, lint, types, tests. Options: --slow (also the slow tests), --gpu (only those
-# that need a CUDA device); anything else goes to pytest.
+# that need a CUDA device), --chaos (nothing but streams while parts of a cluster are killed, for 15
+# minutes or as long as its own options say); anything else goes to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source deploy/venv.sh dev
@@ -11,6 +12,7 @@ for argument in "$@"; do
   case "$argument" in
     --slow) selection="not gpu" ;;
     --gpu) selection="gpu" ;;
+    --chaos) selection="" ;;
     *) arguments+=("$argument") ;;
   esac
 done
@@ -18,6 +20,9 @@ done
 # Most models under test are tiny: threads cost them more than they bring.
 export OMP_NUM_THREADS=1
 export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=disabled HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+if [ -z "$selection" ]; then
+  exec .venv/bin/python -m tests.deploy.chaos ${arguments[@]+"${arguments[@]}"}
+fi
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/mypy
