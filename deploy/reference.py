@@ -92,7 +92,8 @@ def _operations(paths: Schema) -> Iterator[str]:
             if body := told.get("requestBody"):
                 line = f"Body: {_shown(body['content']['application/json']['schema'])}. {line}"
             if events := content.get("text/event-stream"):
-                line += f" With `stream`, each event: {_shown(events['x-event-data'])}."
+                event = events["itemSchema"]["properties"]["data"]["anyOf"][1]["contentSchema"]
+                line += f" With `stream`, each event: {_shown(event)}."
             yield f"{line}\n"
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of the HTTP API, generated from the types that the server uses."""
+"""The OpenAPI 3.2 document of the HTTP API, generated from the types that the server uses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def openapi_document(operations: Sequence[Operation]) -> dict[str, Any]:
         path = paths.setdefault(_PLACE.sub(r"{\1}", one.path), {})
         path[one.method.lower()] = _operation(one, schema_of)
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {
             "title": "smart-serve",
             "version": API_VERSION,
@@ -74,11 +74,7 @@ def _describe_fields(components: dict[str, dict[str, Any]], types: Iterable[Any]
 def _operation(one: Operation, schema_of: dict[type, dict[str, Any]]) -> dict[str, Any]:
     answer = {"application/json": {"schema": schema_of[one.answer]}}
     if one.event is not None:
-        # OpenAPI has no word for a stream of events; their data is described.
-        answer["text/event-stream"] = {
-            "schema": {"type": "string"},
-            "x-event-data": schema_of[one.event],
-        }
+        answer["text/event-stream"] = {"itemSchema": _item(schema_of[one.event], schema_of)}
     error = {"application/json": {"schema": schema_of[ErrorBody]}}
     described: dict[str, Any] = {
         "operationId": one.operation,
@@ -100,3 +96,17 @@ def _operation(one: Operation, schema_of: dict[type, dict[str, Any]]) -> dict[st
     if one.access != "public":
         described["security"] = [{"key": []}]
     return described
+
+
+def _item(event: dict[str, Any], schema_of: dict[type, dict[str, Any]]) -> dict[str, Any]:
+    """One event of a stream: the last of a good one says [DONE], the last of a bad one why."""
+    content = {"anyOf": [event, schema_of[ErrorBody]]}
+    data = {"contentMediaType": "application/json", "contentSchema": content}
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {
+            "data": {"type": "string", "anyOf": [{"const": "[DONE]"}, data]},
+            "id": {"type": "string"},
+        },
+    }

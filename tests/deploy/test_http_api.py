@@ -112,7 +112,7 @@ async def test_pictures_are_fetched_only_where_a_host_is_allowed(
 
 def test_the_openapi_document_describes_what_is_sent(url: str) -> None:
     document = httpx.get(f"{url}/openapi.json").json()
-    assert document["openapi"].startswith("3.1")
+    assert document["openapi"].startswith("3.2")
 
     def check(path: str, method: str, response: httpx.Response) -> None:
         described = document["paths"][path][method]["responses"]

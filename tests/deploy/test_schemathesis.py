@@ -97,7 +97,14 @@ def test_the_document_holds_for_many(case: Case, url: str, seen: Seen) -> None:
 
 def test_control_a_document_that_promises_more_is_found_out(url: str) -> None:
     promised = openapi_document(ROUTES)
-    promised["components"]["schemas"]["Liveness"]["required"].append("since")
-    case = schemathesis.openapi.from_dict(promised)["/live"]["GET"].Case()
+    for kind in ("Liveness", "TextCompletion"):
+        promised["components"]["schemas"][kind]["required"].append("since")
+    schema = schemathesis.openapi.from_dict(promised)
     with pytest.raises(FailureGroup, match="since"):
-        case.call_and_validate(base_url=url)
+        schema["/live"]["GET"].Case().call_and_validate(base_url=url)
+    path, fields = "/v1/completions", {"model": ARGS.served_name, "prompt": "a", "max_tokens": 2}
+    streamed = schema[path]["POST"].Case(
+        body={**fields, "stream": True}, media_type="application/json"
+    )
+    with pytest.raises(FailureGroup, match="SSE event violates"):
+        streamed.call_and_validate(base_url=url, headers=HEADERS)
