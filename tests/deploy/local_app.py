@@ -19,6 +19,7 @@ from deploy.http_api import build_http_app
 from deploy.keys import KeyRing
 from smart_serve.bundled import TARGET_FOLDER
 from smart_serve.drafters.load import load_drafter
+from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.engine.build import build_engine
 from smart_serve.engine.loop import EngineLoop
 from smart_serve.messages import GenerateRequest, LoadReport, TokenChunk
@@ -38,8 +39,8 @@ class LocalSource:
 
     def __init__(self) -> None:
         config = ARGS.engine_config(ARGS.pools[0])
-        drafter = load_drafter("bundled", TARGET_FOLDER, config)
-        self.loop = EngineLoop(build_engine(TARGET_FOLDER, config, drafter, progress=False))
+        self._drafter = load_drafter("bundled", TARGET_FOLDER, config)
+        self.loop = EngineLoop(build_engine(TARGET_FOLDER, config, self._drafter, progress=False))
         self.loop.start()
         self._vision = VisionEncoder(TARGET_FOLDER)
 
@@ -66,7 +67,10 @@ class LocalSource:
     def is_idle(self) -> bool:
         load = self.loop.load()
         held = load.total_blocks - load.free_blocks - load.cached_blocks
-        return load.running + load.waiting + held == 0
+        drafter = self._drafter
+        assert isinstance(drafter, NetworkDrafter)
+        drafts = drafter.total_blocks - drafter.free_blocks
+        return load.running + load.waiting + held + drafts == 0
 
 
 def local_app(
