@@ -152,6 +152,12 @@ def _shown(schema: Schema) -> str:
 
 def _bounds(schema: Schema) -> str:
     match schema:
+        case {"minimum": low, "maximum": high} if high < 2**31:
+            return f" ({low:g} to {high:g})"
+        case {"exclusiveMinimum": low, "maximum": high}:
+            return f" (above {low:g}, at most {high:g})"
+        case {"minimum": low} if low < -(2**31):
+            return " (64 bits)"
         case {"minimum": low}:
             return f" ≥ {low:g}"
         case {"exclusiveMinimum": low}:

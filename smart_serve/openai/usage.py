@@ -28,9 +28,12 @@ class SpeculationUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Our extension: what tree speculation did for this answer; sums over choices. Times in ms."""
 
     target_steps: int
+    """Forward passes of the target that emitted tokens of this answer."""
     tokens_per_step: float
     drafted_tokens: int
+    """Draft nodes verified."""
     accepted_tokens: int
+    """Draft nodes accepted; the tokens that the target added itself are not counted."""
     tree_sizes: tuple[int, ...]
     """Draft nodes verified in each step, choice after choice."""
     queue_ms: float
