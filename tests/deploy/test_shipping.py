@@ -15,6 +15,7 @@ from ray.serve.schema import ServeDeploySchema
 
 import deploy
 from deploy.args import AppArgs
+from deploy.proxy import ENVIRONMENT
 
 ROOT = Path(deploy.__file__).resolve().parents[1]
 KUBERAY = ROOT / "deploy" / "kuberay"
@@ -176,3 +177,4 @@ def test_what_the_image_runs_exists() -> None:
     known = (ROOT / "deploy" / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert names
     assert all(f"`{name}`" in known for name in names)
+    assert all(f"{name}={value}" in DOCKERFILE for name, value in ENVIRONMENT.items())
