@@ -11,17 +11,18 @@ from smart_serve.errors import ConfigError
 
 POLICY_NAMES: tuple[str, ...] = (
     *("off", "chain:K", "adaptive-chain", "static"),
-    *("eagle2", "eagle2:NxD", "smart-paper", "smart", "delayed:K,L1,L2", "distinct:K,L"),
+    *("eagle2", "eagle2:NxD", "smart-paper", "smart"),
+    *("delayed:K,L1,L2", "distinct:K,L", "smart-drawn"),
 )
 """What may be asked for; K is a number of tokens from 1 to 16, N of nodes from 1 to 99, D of layers
 from 1 to 16. A configuration may also say `static:FILE`; a request may not, for it must not name
-files of the server. The last two draw their trees, and only with those may a rule other than
-`match` verify: a trunk of L1 and then K branches of L2 tokens (1 to 8; 0 to 8, not both 0), or K
-different children of every node in L layers (1 to 4; 1 to 3)."""
+files of the server. The last three draw their trees, and only with those may a rule other than
+`match` verify: a trunk of L1 and then K branches of L2 tokens (1 to 8; 0 to 8, not both 0), K
+different children of every node in L layers (1 to 4; 1 to 3), or as many as pay."""
 _POLICY = re.compile(
     r"off|chain:([1-9]|1[0-6])|adaptive-chain|static|smart-paper|smart"
     r"|eagle2(:([1-9]\d?)x([1-9]|1[0-6]))?"
-    r"|delayed:[1-8],(?!0,0)[0-8],[0-8]|distinct:[1-4],[1-3]"
+    r"|delayed:[1-8],(?!0,0)[0-8],[0-8]|distinct:[1-4],[1-3]|smart-drawn"
 )
 _STATIC_FILE = re.compile(r"static:.+")
 
@@ -44,16 +45,20 @@ def tree_size(policy: str) -> tuple[int, int] | None:
 
 class SampledShape(msgspec.Struct, frozen=True):
     """A tree that is drawn: a trunk, and then `num_children` independent branches; or as many
-    different children of every node."""
+    different children of every node; or up to that many, as `smart-drawn` decides."""
 
     num_children: int
     trunk: int
     depth: int
     with_replacement: bool
+    most_nodes: int | None = None
+    """Where the tree's size is decided while it is drawn."""
 
     @property
     def num_nodes(self) -> int:
         """The most that it can have."""
+        if self.most_nodes is not None:
+            return self.most_nodes
         if self.with_replacement:
             return self.trunk + self.num_children * (self.depth - self.trunk)
         return sum(self.num_children**layer for layer in range(1, self.depth + 1))
@@ -63,8 +68,15 @@ class SampledShape(msgspec.Struct, frozen=True):
         return self.num_nodes == self.depth
 
 
+SMART_DRAWN = SampledShape(4, 0, 12, with_replacement=False, most_nodes=32)
+"""Bounds of one tree of `smart-drawn`. Room for the largest is asked for beforehand, as room must
+not depend on what is drawn: 32 is two KV blocks. A fifth sibling is hardly ever accepted."""
+
+
 def sampled_shape(policy: str) -> SampledShape | None:
-    """Of `delayed:K,L1,L2` and `distinct:K,L`; None for policies that take the likeliest tokens."""
+    """Of the policies that draw their trees; None for those that take the likeliest tokens."""
+    if policy == "smart-drawn":
+        return SMART_DRAWN
     kind, _, sizes = policy.partition(":")
     if kind not in ("delayed", "distinct") or not is_policy(policy):
         return None
@@ -87,7 +99,7 @@ def rule_objection(rule: str, policy: str) -> str | None:
         return (
             f"verification '{rule}' reads the distribution that tokens were drawn from, and policy "
             f"'{policy}' takes the likeliest ones: use 'match', or a policy that draws "
-            "(delayed:K,L1,L2 or distinct:K,L)"
+            "(delayed:K,L1,L2, distinct:K,L or smart-drawn)"
         )
     if rule == "block" and not shape.is_chain:
         return f"verification 'block' is for chains (delayed:1,L1,L2), not for '{policy}'"

@@ -320,6 +320,7 @@ class Engine:
             forest=drafted.forest,
             accepted=accepted,
             growth=drafted.growth,
+            laws=drafted.laws,
             layer_rows=drafted.layer_rows,
             layer_ms=drafted.layer_ms,
             verify_ms=verified.elapsed_ms,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,13 +30,15 @@ def bounds_of(
     batch: int,
     envelope: SpeculationPlan | None,
 ) -> Bounds:
-    """By the policy's own rules; the envelope binds `smart`, the others are what they are."""
+    """By the policy's own rules; the envelope binds `smart` and `smart-drawn`, the others are what
+    they are."""
     length = config.max_depth if policy == "adaptive-chain" else chain_length(policy)
     if length is not None:
         return Bounds(batch * length, length, 1, length)
     drawn = sampled_shape(policy)
     if drawn is not None:
-        return Bounds(batch * drawn.num_nodes, drawn.depth, LAW_WIDTH, drawn.num_nodes)
+        bounds = Bounds(batch * drawn.num_nodes, drawn.depth, LAW_WIDTH, drawn.num_nodes)
+        return bounds if drawn.most_nodes is None else _within(bounds, config, envelope)
     if is_static(policy):
         width = 1 + max(max(path) for path in shape)
         return Bounds(batch * len(shape), max(map(len, shape)), width, len(shape))
@@ -53,12 +55,19 @@ def bounds_of(
         nodes = max(1, config.paper_nodes // batch)
         most = batch * (nodes + 1) * (config.top_k + 1)
         return Bounds(most, config.max_depth, config.top_k, nodes)
-    if envelope is None:
-        return Bounds(config.max_nodes, config.max_depth, config.top_k)
-    return Bounds(
-        min(config.max_nodes, envelope.max_nodes),
-        min(config.max_depth, envelope.max_depth),
-        min(config.top_k, envelope.top_k),
+    bounds = Bounds(config.max_nodes, config.max_depth, config.top_k)
+    return _within(bounds, config, envelope)
+
+
+def _within(bounds: Bounds, config: SpeculationConfig, envelope: SpeculationPlan | None) -> Bounds:
+    """What is sized by its worth, within the configuration and the router's bounds. A law is not
+    cut: `top_k` is for candidates."""
+    most = config if envelope is None else envelope
+    return replace(
+        bounds,
+        max_nodes=min(bounds.max_nodes, config.max_nodes, most.max_nodes),
+        max_depth=min(bounds.max_depth, config.max_depth, most.max_depth),
+        top_k=bounds.top_k if bounds.nodes_per_tree else min(bounds.top_k, most.top_k),
     )
 
 

@@ -12,7 +12,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from smart_serve.speculation.tree import FloatArray, Forest
+from smart_serve.speculation.tree import FloatArray, Forest, IntArray
 
 ALPHA = 0.8
 NUM_KNOTS = 17
@@ -21,6 +21,8 @@ PRIOR_WEIGHT = 8.0
 """Observations that the damped prior counts for in each bin."""
 UNSEEN_WEIGHT = 0.1
 """Observations that a knot counts for, besides its own, when the map is made monotone."""
+DAMPED = ALPHA * np.linspace(0.0, 1.0, NUM_KNOTS)
+"""Acceptance at the knots while nothing is known: of the likeliest tokens."""
 DECAY = 0.999
 """Per update: the memory is about the last thousand steps, so a change of topic is followed."""
 
@@ -44,7 +46,8 @@ def _knots(count: int) -> FloatArray:
 class Calibration:
     """Accepted and seen counts per (depth, knot). Owned by one controller."""
 
-    def __init__(self, max_depth: int) -> None:
+    def __init__(self, max_depth: int, prior: FloatArray = DAMPED) -> None:
+        self._prior = prior
         self._seen = np.zeros((max_depth, NUM_KNOTS))
         self._accepted = np.zeros((max_depth, NUM_KNOTS))
 
@@ -55,13 +58,17 @@ class Calibration:
         starts = np.repeat(forest.offsets[:-1], forest.sizes)
         parent_nodes = starts + np.maximum(forest.parents, 1) - 1
         judged = (forest.parents == 0) | accepted[parent_nodes]
-        depth = np.minimum(forest.depths[judged], len(self._seen)) - 1
-        place = forest.confidences[judged] * (NUM_KNOTS - 1)
+        self.count(forest.depths[judged], forest.confidences[judged], accepted[judged])
+
+    def count(self, depths: IntArray, confidences: FloatArray, accepted: NDArray[np.bool_]) -> None:
+        """What became of judged nodes, all [n]; depths are from 1."""
+        depth = np.minimum(depths, len(self._seen)) - 1
+        place = confidences * (NUM_KNOTS - 1)
         low = np.clip(place.astype(np.int64), 0, NUM_KNOTS - 2)
         high_weight = place - low
         self._seen *= DECAY
         self._accepted *= DECAY
-        hit = accepted[judged].astype(np.float64)
+        hit = accepted.astype(np.float64)
         # Each observation is shared between the two knots around it, as the map interpolates.
         cell = depth * NUM_KNOTS + low
         cells = np.concatenate((cell, cell + 1))
@@ -72,10 +79,9 @@ class Calibration:
 
     def maps(self) -> tuple[tuple[float, ...], ...]:
         """Per depth, acceptance at the knots: a posterior mean, made monotone."""
-        damped = ALPHA * np.linspace(0.0, 1.0, NUM_KNOTS)
         # A depth of which little was seen is believed to be like the others together.
         pooled_accepted, pooled_seen = self._accepted.sum(axis=0), self._seen.sum(axis=0)
-        pooled = (pooled_accepted + PRIOR_WEIGHT * damped) / (pooled_seen + PRIOR_WEIGHT)
+        pooled = (pooled_accepted + PRIOR_WEIGHT * self._prior) / (pooled_seen + PRIOR_WEIGHT)
         prior = np.asarray(_isotonic(pooled, pooled_seen + UNSEEN_WEIGHT))
         mean = (self._accepted + PRIOR_WEIGHT * prior) / (self._seen + PRIOR_WEIGHT)
         # Pooling weighs evidence: knots that nothing was seen of give way to their neighbours.

@@ -19,6 +19,8 @@ from smart_serve.speculation.adaptive_chain import AdaptiveChain
 from smart_serve.speculation.bounds import bounds_of, knots_up_to
 from smart_serve.speculation.calibration import Calibration
 from smart_serve.speculation.cost import CostTable, Curve
+from smart_serve.speculation.draft_laws import DraftLaws
+from smart_serve.speculation.draw_acceptance import DrawAcceptance
 from smart_serve.speculation.fallback import Decision, Fallback, Outlook
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.overhead import Overhead
@@ -62,6 +64,8 @@ class StepObservation:
     step_ms: float
     prefill_tokens: int = 0
     """Prompt tokens in the same forward."""
+    laws: DraftLaws | None = None
+    """What the forest was drawn from, if it was."""
 
     @property
     def num_tokens(self) -> int:
@@ -82,6 +86,11 @@ class _Standing:
     asked: tuple[object, ...]
     plan: GrowthPlan
     steps_left: int
+
+
+def is_smart(policy: str) -> bool:
+    """Whether trees are sized by what they are worth, none at all among the choices."""
+    return policy in ("smart", "smart-drawn")
 
 
 class SpeculationController:
@@ -108,6 +117,10 @@ class SpeculationController:
         self._overhead = {True: Overhead(), False: Overhead()}
         """By whether the step drafted."""
         self._profile = DrafterProfile(config.max_depth)
+        self._draw_acceptance = DrawAcceptance()
+        self._draw_maps = self._draw_acceptance.maps()
+        self._draw_profile = DrafterProfile(config.max_depth)
+        """What becomes of drawn tokens says little of the likeliest ones, and the reverse."""
         self._fallback = Fallback()
         self._promises = Promises()
         self._promised: float | None = None
@@ -141,7 +154,7 @@ class SpeculationController:
         envelope = self._current_envelope()
         if envelope is not None and envelope.policy == "off":
             return None
-        if policy == "smart" and self._trials_left == 0 and self._fallback.rests(batch):
+        if is_smart(policy) and self._trials_left == 0 and self._fallback.rests(batch):
             return None
         bounds = envelope and msgspec.structs.replace(envelope, epoch=0)
         asked = (policy, batch, int(context) // CONTEXT_STEP, bounds)
@@ -154,7 +167,7 @@ class SpeculationController:
         plan = self._growth_plan(policy, batch, context, envelope)
         if policy == "adaptive-chain":
             return self._adaptive_chain.plan(plan, batch, catch_up_rows)
-        if policy == "smart" and self._config.ablation != "no-fallback":
+        if is_smart(policy) and self._config.ablation != "no-fallback":
             decided = self._decided(plan, batch, catch_up_rows)
             if decided is not plan:
                 return decided
@@ -197,15 +210,18 @@ class SpeculationController:
     def observe(self, seen: StepObservation) -> None:
         """Learn from a step: acceptance, costs, overhead."""
         self._observe_costs(seen)
-        # What becomes of drawn tokens says little of the likeliest ones, which all else is about.
-        if seen.growth is None or seen.growth.laws is not None or not self._is_watched:
+        if seen.growth is None or not self._is_watched:
             return
-        self._calibration.observe(seen.forest, seen.accepted)
+        if seen.laws is None:
+            self._calibration.observe(seen.forest, seen.accepted)
+            self._profile.observe(seen.growth)
+        elif seen.policy == "smart-drawn":
+            self._draw_acceptance.observe_draws(seen.forest, seen.laws, seen.accepted)
+            self._draw_profile.observe(seen.growth)
         self._observed += 1
         if self._observed % MAPS_EVERY == 0:
-            self._maps = self._calibration.maps()
-        self._profile.observe(seen.growth)
-        if seen.policy == "smart" and self._promised is not None and not seen.prefill_tokens:
+            self._maps, self._draw_maps = self._calibration.maps(), self._draw_acceptance.maps()
+        if is_smart(seen.policy) and self._promised is not None and not seen.prefill_tokens:
             tokens = seen.batch + float(seen.forest.path_probs.sum())
             plain_ms = self.plain_step_ms(seen.batch, seen.context)
             kept = tokens / seen.step_ms * plain_ms / seen.batch
@@ -231,7 +247,8 @@ class SpeculationController:
         rows = usual + (catch_up_rows - usual) // PAYBACK_STEPS
         drafted_ms = plan.wire_ms + plan.draft_layer(catch_up_rows)
         drafted_ms += float(np.interp(batch, plan.verify_knots, plan.verify_knot_ms))
-        speedup, caught_up_speedup = self._profile.best_speedups(plan, batch, (rows, batch))
+        profile = self._draw_profile if plan.policy == "smart-drawn" else self._profile
+        speedup, caught_up_speedup = profile.best_speedups(plan, batch, (rows, batch))
         return Outlook(
             speedup=speedup,
             caught_up_speedup=caught_up_speedup,
@@ -241,6 +258,7 @@ class SpeculationController:
     def _growth_plan(
         self, policy: str, batch: int, context: float, envelope: SpeculationPlan | None
     ) -> GrowthPlan:
+        is_drawn = policy == "smart-drawn"
         bounds = bounds_of(policy, self._config, self._shape, batch, envelope)
         max_nodes = bounds.max_nodes
         knots = knots_up_to(max_nodes, batch, self._costs.stairs)
@@ -258,9 +276,9 @@ class SpeculationController:
             verify_knot_ms=tuple((verify + self._overhead[False].ms).tolist()),
             draft_layer=self._draft_curve(envelope.draft_cost_factor if envelope else 1.0),
             wire_ms=max(0.0, self._overhead[True].ms - self._overhead[False].ms),
-            calibration=self._maps,
+            calibration=self._draw_maps if is_drawn else self._maps,
             terminal_tokens=self._terminal_tokens,
-            child_mass=self._profile.child_mass,
+            child_mass=(self._draw_profile if is_drawn else self._profile).child_mass,
         )
         ablation = self._config.ablation if policy == "smart" else None
         return plan if ablation is None else ablated_plan(plan, ablation, batch)

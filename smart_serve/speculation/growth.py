@@ -128,7 +128,7 @@ class TreeGrower(ABC):
         self.plan = plan
         self.num_trees = num_trees
         self.layers: list[Layer] = []
-        self._child_mass: list[float] = []
+        self.child_mass: list[float] = []
         self._policy_s = 0.0
         roots = np.arange(num_trees)
         self._frontier = Frontier(roots, roots, np.ones(num_trees), None)
@@ -172,7 +172,7 @@ class TreeGrower(ABC):
         forest = self._forest(self._offered()) if self.layers else self._nothing()
         profile = self._profile()
         policy_ms = 1e3 * (self._policy_s + time.perf_counter() - clock)
-        return Growth(forest, profile, tuple(self._child_mass), policy_ms)
+        return Growth(forest, profile, tuple(self.child_mass), policy_ms)
 
     def _offered(self) -> IntArray:
         """What is chosen, without the padding of drafters that had less to offer."""
@@ -188,6 +188,11 @@ class TreeGrower(ABC):
     def choose(self) -> IntArray:
         """Ids of the candidates to verify, over all layers; closed under parents."""
 
+    def profiled(self, number: int) -> tuple[IntArray, FloatArray]:
+        """Trees and path probabilities of a layer's candidates that the profile is about."""
+        # Children come best first: what is not among its parent's best is not among its tree's.
+        return self.layers[number].best_trees, self.layers[number].best_path_probs
+
     def column(self, name: str) -> Any:
         """One field of all layers' candidates, by id: an array of ints or floats."""
         return np.concatenate([getattr(layer, name) for layer in self.layers])
@@ -201,7 +206,7 @@ class TreeGrower(ABC):
         path_probs = calibrated.reshape(-1, width) * reached[:, None]
         if self.plan.is_watched:
             mass = float(reached.sum())
-            self._child_mass.append(float(path_probs[:, 0].sum()) / max(mass, 1e-12))
+            self.child_mass.append(float(path_probs[:, 0].sum()) / max(mass, 1e-12))
         return Layer(
             first_id=self.num_candidates,
             frontier=self._frontier,
@@ -247,10 +252,12 @@ class TreeGrower(ABC):
         if not self.layers or not self.plan.is_watched:
             return ()
         num_layers = len(self.layers)
-        # Children come best first: what is not among its parent's best is not among its tree's.
-        layers = np.repeat(np.arange(num_layers), [len(one.best_trees) for one in self.layers])
-        groups = layers * self.num_trees + np.concatenate([one.best_trees for one in self.layers])
-        probs = np.concatenate([one.best_path_probs for one in self.layers])
+        trees, path_probs = zip(
+            *(self.profiled(number) for number in range(num_layers)), strict=True
+        )
+        layers = np.repeat(np.arange(num_layers), [len(one) for one in trees])
+        groups = layers * self.num_trees + np.concatenate(trees)
+        probs = np.concatenate(path_probs)
         order = np.lexsort((-probs, groups))
         ranks = rank_in_runs(groups[order])
         best, ranks = order[ranks < PROFILE_WIDTH], ranks[ranks < PROFILE_WIDTH]

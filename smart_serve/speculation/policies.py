@@ -10,6 +10,7 @@ from smart_serve.speculation.growth import TreeGrower
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.sampled import SampledGrower
 from smart_serve.speculation.smart import SmartGrower
+from smart_serve.speculation.smart_drawn import SmartDrawnGrower
 from smart_serve.speculation.smart_paper import PaperGrower
 from smart_serve.speculation.static_tree import StaticGrower, is_static
 
@@ -25,6 +26,8 @@ def make_grower(plan: GrowthPlan, num_trees: int) -> TreeGrower:
         return Eagle2Grower(plan, num_trees)
     if plan.policy == "adaptive-chain" or plan.policy.startswith("chain:"):
         return ChainGrower(plan, num_trees)
+    if plan.policy == "smart-drawn":
+        return SmartDrawnGrower(plan, num_trees)
     if sampled_shape(plan.policy) is not None:
         return SampledGrower(plan, num_trees)
     if is_static(plan.policy):

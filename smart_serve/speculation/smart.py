@@ -45,18 +45,11 @@ class SmartGrower(TreeGrower):
         nodes = int(rates.argmax())
         worth = order[:nodes]
         worth = worth[worth >= layer.first_id] - layer.first_id
-        if len(worth) == 0:
-            return worth
-        gain = np.cumsum(self._next_gains(layer, worth, order[:nodes]))
-        opened = self._spent_ms + self.plan.draft_ms(len(worth))[1 : len(worth) + 1]
-        # One child of each expanded node is expected among the verified ones.
-        cost = opened + self._verify_ms[nodes + 1 : nodes + len(worth) + 1]
-        next_rates = (tokens[nodes] + gain) / cost
-        best = int(next_rates.argmax())
-        if next_rates[best] <= rates[nodes]:
-            return worth[:0]
-        self._spent_ms = float(opened[best])
-        chosen: IntArray = np.sort(worth[: best + 1])
+        gains = self._next_gains(layer, worth, order[:nodes])
+        count, self._spent_ms = rows_worth_opening(
+            self.plan, self._spent_ms, self._verify_ms, nodes, float(tokens[nodes]), gains
+        )
+        chosen: IntArray = np.sort(worth[:count])
         return chosen
 
     def choose(self) -> IntArray:
@@ -105,8 +98,34 @@ class SmartGrower(TreeGrower):
 
     def _next_gains(self, layer: Layer, worth: IntArray, taken: IntArray) -> FloatArray:
         """What the best child of each candidate `worth` expanding may add to the `taken` ones."""
-        depth = len(self.layers) + 1
-        known = self.plan.child_mass
-        mass = known[min(depth, len(known)) - 1] if known else DEFAULT_CHILD_MASS
+        mass = child_mass_at(self.plan, len(self.layers) + 1)
         gains: FloatArray = mass * layer.path_probs[worth]
         return gains
+
+
+def rows_worth_opening(
+    plan: GrowthPlan,
+    spent_ms: float,
+    verify_ms: FloatArray,
+    nodes: int,
+    tokens: float,
+    gains: FloatArray,
+) -> tuple[int, float]:
+    """How many rows of another draft pass pay, and what is spent on drafting with it, where `nodes`
+    are to be verified so far, `tokens` expected, and each row adds one of `gains`, best first."""
+    if len(gains) == 0:
+        return 0, spent_ms
+    opened = spent_ms + plan.draft_ms(len(gains))[1 : len(gains) + 1]
+    # One child of each expanded node is expected among the verified ones.
+    cost = opened + verify_ms[nodes + 1 : nodes + len(gains) + 1]
+    rates = (tokens + np.cumsum(gains)) / cost
+    best = int(rates.argmax())
+    if rates[best] <= tokens / (spent_ms + verify_ms[nodes]):
+        return 0, spent_ms
+    return best + 1, float(opened[best])
+
+
+def child_mass_at(plan: GrowthPlan, depth: int) -> float:
+    """Share of a node's probability that its best child, at `depth`, is expected to keep."""
+    known = plan.child_mass
+    return known[min(depth, len(known)) - 1] if known else DEFAULT_CHILD_MASS

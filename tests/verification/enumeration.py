@@ -223,7 +223,8 @@ def outcome(
     lengths = rows.depths[last]
     law = np.zeros(VOCAB**LENGTH)
     for length in range(LENGTH):
-        here = lengths == length
+        # What cannot be decided is enumerated, too: a child that is not there, accepted.
+        here = (lengths == length) & (probs > 0)
         texts = (reached[here] - FIRST_CONTEXT[length]) * VOCAB + bonus[here]
         mass = np.bincount(texts, probs[here], minlength=VOCAB ** (length + 1))
         for more in range(length + 1, LENGTH):
