@@ -12,17 +12,18 @@ from smart_serve.errors import ConfigError
 POLICY_NAMES: tuple[str, ...] = (
     *("off", "chain:K", "adaptive-chain", "static"),
     *("eagle2", "eagle2:NxD", "smart-paper", "smart"),
-    *("delayed:K,L1,L2", "distinct:K,L", "smart-drawn"),
+    *("delayed:K,L1,L2", "distinct:K,L", "smart-drawn", "selector"),
 )
 """What may be asked for; K is a number of tokens from 1 to 16, N of nodes from 1 to 99, D of layers
 from 1 to 16. A configuration may also say `static:FILE`; a request may not, for it must not name
-files of the server. The last three draw their trees, and only with those may a rule other than
+files of the server. The last four draw their trees, and only with those may a rule other than
 `match` verify: a trunk of L1 and then K branches of L2 tokens (1 to 8; 0 to 8, not both 0), K
-different children of every node in L layers (1 to 4; 1 to 3), or as many as pay."""
+different children of every node in L layers (1 to 4; 1 to 3), as many as pay, or what
+a trained selector says."""
 _POLICY = re.compile(
     r"off|chain:([1-9]|1[0-6])|adaptive-chain|static|smart-paper|smart"
     r"|eagle2(:([1-9]\d?)x([1-9]|1[0-6]))?"
-    r"|delayed:[1-8],(?!0,0)[0-8],[0-8]|distinct:[1-4],[1-3]|smart-drawn"
+    r"|delayed:[1-8],(?!0,0)[0-8],[0-8]|distinct:[1-4],[1-3]|smart-drawn|selector"
 )
 _STATIC_FILE = re.compile(r"static:.+")
 
@@ -65,18 +66,25 @@ class SampledShape(msgspec.Struct, frozen=True):
 
     @property
     def is_chain(self) -> bool:
-        return self.num_nodes == self.depth
+        return self.most_nodes is None and self.num_nodes == self.depth
 
 
 SMART_DRAWN = SampledShape(4, 0, 12, with_replacement=False, most_nodes=32)
 """Bounds of one tree of `smart-drawn`. Room for the largest is asked for beforehand, as room must
 not depend on what is drawn: 32 is two KV blocks. A fifth sibling is hardly ever accepted."""
 
+SELECTOR_NODES = 16
+"""Of the largest tree that `selector` may choose; beyond, hardly anything is ever accepted."""
+_DECIDED_LATER = {
+    "smart-drawn": SMART_DRAWN,
+    "selector": SampledShape(4, 8, 16, with_replacement=True, most_nodes=SELECTOR_NODES),
+}
+
 
 def sampled_shape(policy: str) -> SampledShape | None:
     """Of the policies that draw their trees; None for those that take the likeliest tokens."""
-    if policy == "smart-drawn":
-        return SMART_DRAWN
+    if policy in _DECIDED_LATER:
+        return _DECIDED_LATER[policy]
     kind, _, sizes = policy.partition(":")
     if kind not in ("delayed", "distinct") or not is_policy(policy):
         return None
@@ -99,7 +107,7 @@ def rule_objection(rule: str, policy: str) -> str | None:
         return (
             f"verification '{rule}' reads the distribution that tokens were drawn from, and policy "
             f"'{policy}' takes the likeliest ones: use 'match', or a policy that draws "
-            "(delayed:K,L1,L2, distinct:K,L or smart-drawn)"
+            "(delayed:K,L1,L2, distinct:K,L, smart-drawn or selector)"
         )
     if rule == "block" and not shape.is_chain:
         return f"verification 'block' is for chains (delayed:1,L1,L2), not for '{policy}'"

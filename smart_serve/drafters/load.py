@@ -27,6 +27,7 @@ from smart_serve.models.fingerprint import fingerprint
 from smart_serve.models.folders import resolve_drafter, resolve_model
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.cost_store import CostStore
+from smart_serve.speculation.selector import FILE_NAME, Selector
 
 NGRAM = "ngram"
 DRAFT_MODEL = "draft_model:"
@@ -62,7 +63,13 @@ def load_drafter(
             network = _checkpoint_network(folder, target)
         shape = read_json(folder / "config.json")
         num_blocks = config.kv_tokens // config.block_tokens + 1
-        loaded = NetworkDrafter(network, num_blocks=num_blocks, block_tokens=config.block_tokens)
+        own = folder / FILE_NAME
+        loaded = NetworkDrafter(
+            network,
+            num_blocks=num_blocks,
+            block_tokens=config.block_tokens,
+            selector=Selector.read(own) if own.exists() else None,
+        )
     model = {**shape, "drafter": loaded.info.kind, "target_vocab_size": target.vocab_size}
     key = fingerprint("drafter", model, target.dtype, torch.device(target.device), GRID)
     store = store or CostStore.of_user()

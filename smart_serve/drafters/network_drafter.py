@@ -28,6 +28,7 @@ from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.growth import Growth, TreeGrower
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.policies import make_grower
+from smart_serve.speculation.selector import ShapeChooser
 from smart_serve.speculation.tree import Forest
 
 _LOG = logging.getLogger(__name__)
@@ -47,8 +48,16 @@ class _Frontier:
 class NetworkDrafter:
     """Catches up with what was committed and grows trees, layer by layer."""
 
-    def __init__(self, network: DraftNetwork, *, num_blocks: int, block_tokens: int) -> None:
+    def __init__(
+        self,
+        network: DraftNetwork,
+        *,
+        num_blocks: int,
+        block_tokens: int,
+        selector: ShapeChooser | None = None,
+    ) -> None:
         self._network = network
+        self.selector = selector
         weight = network.weight
         self._cache = KvCache(
             network.kv_shape, num_blocks, block_tokens, weight.dtype, weight.device
@@ -126,7 +135,7 @@ class NetworkDrafter:
     ) -> tuple[Growth, list[float], list[int]]:
         """catch up → (children → keep → expand)* → finish."""
         num_rows = sum(len(tree.token_ids) for tree in trees)
-        grower = make_grower(plan, len(trees))
+        grower = make_grower(plan, len(trees), self.selector)
         layer_ms, layer_rows = [], []
         clock = time.perf_counter()
         frontier = self._catch_up(trees)

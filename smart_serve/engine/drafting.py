@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from smart_serve.speculation.controller import SpeculationController
 from smart_serve.speculation.draft_laws import DraftLaws
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.plan import GrowthPlan
-from smart_serve.speculation.tree import Forest
+from smart_serve.speculation.tree import FloatArray, Forest
 
 _LOG = logging.getLogger(__name__)
 DRAFT_STREAM = 0x3C6EF372FE94F82B
@@ -128,6 +129,8 @@ class Drafting:
             plan = msgspec.structs.replace(plan, max_nodes=max_nodes)
         if drawn is not None:
             plan = _with_draws(plan, asking)
+        if policy == "selector":
+            plan = _with_roots(plan, asking)
         clock = time.perf_counter()
         proposal = self._ask(drafter, feed, asking, plan)
         if proposal is None:
@@ -212,6 +215,24 @@ def _with_draws(plan: GrowthPlan, asking: list[Sequence]) -> GrowthPlan:
         draw_seeds=tuple(uniforms.astype(np.int64).tolist()),
         temperatures=tuple(sequence.request.sampling.temperature for sequence in asking),
     )
+
+
+def _with_roots(plan: GrowthPlan, asking: list[Sequence]) -> GrowthPlan:
+    """The plan with what the selector is told of each root."""
+    features = []
+    for sequence in asking:
+        sampling = sequence.request.sampling
+        context = math.log(len(sequence.tokens))
+        features.append(
+            (*sequence.draft.root_features, context, sampling.temperature, sampling.top_p)
+        )
+    return msgspec.structs.replace(plan, root_features=tuple(features))
+
+
+def note_roots(decodes: tuple[Sequence, ...], features: FloatArray) -> None:
+    """Keep `root_features` [B, 5] of this step for the next ones."""
+    for sequence, own in zip(decodes, features.tolist(), strict=True):
+        sequence.draft.root_features = tuple(own)
 
 
 def mean_context(decodes: tuple[Sequence, ...]) -> float:

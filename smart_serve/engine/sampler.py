@@ -15,10 +15,11 @@ from smart_serve.engine.controls import Controls
 from smart_serve.engine.logprobs import NO_LOGPROBS, RowLogprobs, row_logprobs
 from smart_serve.engine.packing import drawn_positions, row_counts
 from smart_serve.engine.penalties import penalised
+from smart_serve.engine.root_features import root_features
 from smart_serve.engine.sampled import verified_by_laws
 from smart_serve.engine.sequence import Sequence
 from smart_serve.speculation.draft_laws import DraftLaws
-from smart_serve.speculation.tree import Forest
+from smart_serve.speculation.tree import FloatArray, Forest
 from smart_serve.verification.match import match
 
 
@@ -32,6 +33,8 @@ class Drawn:
     lengths: NDArray[np.int64]  # [B] of the walk, on the host
     paths: NDArray[np.int64]  # [B, D]
     logprobs: RowLogprobs = NO_LOGPROBS
+    roots: FloatArray | None = None
+    """`root_features` of the trees, where they were wanted."""
 
     def path(self, tree: int) -> NDArray[np.int64]:
         """Accepted rows of a tree, its root first."""
@@ -40,7 +43,12 @@ class Drawn:
 
 
 def draw(
-    logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest, laws: DraftLaws | None = None
+    logits: torch.Tensor,
+    sequences: Seq[Sequence],
+    forest: Forest,
+    laws: DraftLaws | None = None,
+    *,
+    wants_roots: bool = False,
 ) -> Drawn:
     """Tokens for logits [R, V]: the rows of each of the first sequences' trees (its root's first),
     then one row for each sequence that has none.
@@ -52,6 +60,7 @@ def draw(
     # large vocabulary's logits add up to more than float16 holds.
     finite = torch.isfinite(logits.sum(dim=-1, dtype=torch.float32))
     shaped = penalised(logits, sequences, forest)
+    roots = None
     if all(sequence.request.sampling.temperature == 0 for sequence in sequences):
         tokens = shaped.argmax(dim=-1)
     else:
@@ -60,6 +69,8 @@ def draw(
         tokens = _sample(shaped, sequences, forest)
         if laws is not None:
             tokens = verified_by_laws(tokens, shaped, sequences, forest, laws)
+        if laws is not None and wants_roots:
+            roots = root_features(shaped, sequences, forest, laws)
     walk = match(forest, tokens[: forest.num_trees + forest.num_nodes])
     # All that the host must know, in one copy: here the step waits for the device.
     found = (tokens, finite.to(tokens), walk.lengths, walk.paths.flatten())
@@ -72,6 +83,7 @@ def draw(
         lengths,
         paths.reshape(walk.paths.shape),
         row_logprobs(logits, tokens, sequences, forest),
+        roots,
     )
 
 

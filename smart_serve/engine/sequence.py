@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -20,6 +21,9 @@ class State(Enum):
     FINISHED = auto()
 
 
+UNKNOWN_ROOT = (math.nan,) * 5
+
+
 @dataclass(slots=True)
 class DraftProgress:
     """How far a sequence's drafter has come. What it has still to see lies in the KV cache: token
@@ -33,6 +37,9 @@ class DraftProgress:
     """Committed positions before this one were computed when no features were kept."""
     resume_at: int = 0
     """Committed tokens from which the drafter is asked again: it had no room."""
+
+    root_features: tuple[float, ...] = UNKNOWN_ROOT
+    """Of the last root whose distributions were both seen; see `engine.root_features`."""
 
     def lose(self) -> None:
         """The drafter holds nothing any more; the next input opens the sequence again."""

@@ -38,7 +38,7 @@ def bounds_of(
     drawn = sampled_shape(policy)
     if drawn is not None:
         bounds = Bounds(batch * drawn.num_nodes, drawn.depth, LAW_WIDTH, drawn.num_nodes)
-        return bounds if drawn.most_nodes is None else _within(bounds, config, envelope)
+        return _within(bounds, config, envelope) if policy == "smart-drawn" else bounds
     if is_static(policy):
         width = 1 + max(max(path) for path in shape)
         return Bounds(batch * len(shape), max(map(len, shape)), width, len(shape))

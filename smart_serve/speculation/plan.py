@@ -55,6 +55,8 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Per tree, of this step's draws, for policies that draw."""
     temperatures: tuple[float, ...] = ()
     """Per tree, what the drafter's distribution is drawn at."""
+    root_features: tuple[tuple[float, ...], ...] = ()
+    """Per tree, for the selector; see `smart_serve.speculation.selector`."""
 
     def of_trees(self, places: Sequence[int]) -> GrowthPlan:
         """The plan for these of its trees alone."""
@@ -64,6 +66,7 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
             self,
             draw_seeds=tuple(self.draw_seeds[place] for place in places),
             temperatures=tuple(self.temperatures[place] for place in places),
+            root_features=tuple(self.root_features[i] for i in places if self.root_features),
         )
 
     def verify_ms(self, num_nodes: int) -> FloatArray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from smart_serve.config import SampledShape, sampled_shape
+from smart_serve.config import sampled_shape
 from smart_serve.speculation.drawn import DrawnGrower
 from smart_serve.speculation.growth import Layer
 from smart_serve.speculation.plan import GrowthPlan
@@ -19,18 +19,29 @@ from smart_serve.speculation.tree import FloatArray, IntArray
 
 
 class SampledGrower(DrawnGrower):
-    """Trees of one shape, which the policy's name says."""
+    """Shapes are fixed before anything is drawn; here they are the one that the policy names."""
 
     def __init__(self, plan: GrowthPlan, num_trees: int) -> None:
         super().__init__(plan, num_trees)
         shape = sampled_shape(plan.policy)
         assert shape is not None
-        self._shape: SampledShape = shape
         self.with_replacement = shape.with_replacement
+        sizes = shape.num_children, shape.trunk, shape.depth - shape.trunk
+        self.set_shapes(np.tile(sizes, (num_trees, 1)))
+
+    def set_shapes(self, shapes: IntArray) -> None:
+        """(children, trunk, layers below it) of each tree. [B, 3]"""
+        self._num_children, self._trunk, below = shapes.T
+        self._depth = self._trunk + below
+
+    def expand(self, layer: Layer) -> IntArray:
+        drawn = super().expand(layer)
+        is_short: IntArray = drawn[self._depth[layer.trees[drawn]] > len(self.layers)]
+        return is_short
 
     def places(self, layer: Layer, laws: FloatArray) -> IntArray:
         trees = layer.frontier.trees
-        num_draws = np.where(laws.any(axis=1), self._num_draws(layer.frontier.ids), 0)
+        num_draws = np.where(laws.any(axis=1), self._num_draws(trees, layer.frontier.ids), 0)
         if self.with_replacement:
             rows = np.repeat(np.arange(len(laws)), num_draws)
             drawn: IntArray = rows * laws.shape[1] + self.pick(laws[rows], trees[rows])
@@ -43,13 +54,14 @@ class SampledGrower(DrawnGrower):
             places.append(rows * laws.shape[1] + columns)
         return np.concatenate(places) if places else np.empty(0, np.int64)
 
-    def _num_draws(self, parents: IntArray) -> IntArray:
+    def _num_draws(self, trees: IntArray, parents: IntArray) -> IntArray:
         """Children to draw for each parent, from the shape and earlier draws alone. [F]"""
-        depth, shape = len(self.drawn), self._shape
-        if not shape.with_replacement or depth == shape.trunk:
-            return np.full(len(parents), shape.num_children)
-        if depth < shape.trunk:
-            return np.ones(len(parents), np.int64)
-        # As many as paths go through the parent.
-        counts: IntArray = self.drawn[-1].counts[parents - self.layers[-2].first_id]
-        return counts
+        depth = len(self.drawn)
+        draws: IntArray = self._num_children[trees]
+        if not self.with_replacement:
+            return draws
+        # Below the trunk as many as paths go through the parent.
+        paths = np.ones(len(parents), np.int64)
+        if depth > 0:
+            paths = self.drawn[-1].counts[parents - self.layers[-2].first_id]
+        return np.where(depth == self._trunk[trees], draws, paths)

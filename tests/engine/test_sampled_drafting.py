@@ -13,7 +13,14 @@ from smart_serve.errors import ClientError
 from smart_serve.messages import GenerateRequest, SamplingParams
 from smart_serve.verification.rules import SAMPLED_RULES
 
-POLICIES = ("delayed:1,3,0", "delayed:3,0,2", "delayed:2,1,2", "distinct:2,2", "smart-drawn")
+POLICIES = (
+    "delayed:1,3,0",
+    "delayed:3,0,2",
+    "delayed:2,1,2",
+    "distinct:2,2",
+    "smart-drawn",
+    "selector",
+)
 LEGAL = [
     (policy, rule)
     for policy in POLICIES
