@@ -22,6 +22,7 @@ _COLUMNS: tuple[str, ...] = (
 _COMMANDS = {
     "bench": ("smart_serve.bench.command", "measure policies against each other"),
     "profile": ("smart_serve.bench.profile", "measure, keep and show what steps cost here"),
+    "train-selector": ("smart_serve.selection.command", "train policy `selector` for a drafter"),
     "simulate": ("smart_serve.bench.simulate", "policies over synthetic devices and drafters"),
 }
 """Commands that live elsewhere: module with `add_arguments(parser)` and `run(options)`, summary."""

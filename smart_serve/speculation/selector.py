@@ -34,6 +34,8 @@ own q is known when the choice is made, its p is not."""
 NUM_PLANNED = 8
 """Features that come with the plan, by tree; the rest is worked out here."""
 
+Layers = tuple[tuple[FloatArray, FloatArray], ...]
+"""Weight [in, out] and bias [out] of each."""
 Action = tuple[int, int, int]
 """(K, L1, L2): a trunk of L1 tokens, then K branches of L2."""
 
@@ -100,7 +102,7 @@ class Selector:
     """For a root of which too little is known."""
     center: FloatArray  # [F]
     scale: FloatArray  # [F]
-    layers: tuple[tuple[FloatArray, FloatArray], ...]  # weight [in, out], bias [out]
+    layers: Layers
 
     def choose(self, features: FloatArray) -> IntArray:
         """(K, L1, L2) for each row of features [B, F]. [B, 3]"""
