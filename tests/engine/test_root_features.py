@@ -30,9 +30,9 @@ def test_distances_of_p_and_q_at_the_root() -> None:
         probs=np.asarray([[0.75, 0.25]]), draw_trees=np.asarray([1]), draw_rows=np.asarray([1]),
         with_replacement=True,
     )  # fmt: skip
-    sampling = SamplingParams(temperature=1.0, top_p=0.8)
+    sampling = SamplingParams(temperature=1.0, top_p=0.75)
     request = GenerateRequest(request_id="r", token_ids=(1, 2), sampling=sampling)
-    sequences = [Sequence(i, request, (), None) for i in range(2)]
+    sequences = [Sequence(i, request, (), seed=0) for i in range(2)]
     logits = torch.from_numpy(np.log(np.stack((p_row, p_row, p_row))))
     got = root_features(logits, sequences, forest, laws)
     assert np.isnan(got[0]).all()
