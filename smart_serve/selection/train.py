@@ -30,9 +30,10 @@ from smart_serve.speculation.tree import FloatArray
 
 HELD_OUT = 0.4
 """Of the roots: enough for a second opinion of what shapes bring."""
-VALUE_WIDTH, SELECTOR_WIDTH = 96, 32
-VALUE_STEPS, SELECTOR_STEPS = 3_000, 2_000
+VALUE_WIDTH, SELECTOR_WIDTH = 64, 32
+VALUE_STEPS, SELECTOR_STEPS = 1_500, 1_500
 BATCH_ROOTS = 1_024
+VALUE_DECAY = 0.1
 LEARNING_RATE = 2e-3
 WORST_SHARE, WORST_WEIGHT = 0.1, 1.0
 KEPT_ACTIONS = 24
@@ -168,7 +169,8 @@ def _network(inputs: int, width: int, outputs: int, depth: int = 1) -> nn.Sequen
 def _fit_values(values: _Values, roots: Roots, rng: np.random.Generator, told: Told) -> None:
     features, shapes = values.inputs(roots.features), torch.from_numpy(roots.shapes).float()
     tokens = torch.from_numpy(roots.accepted + 1).float()
-    optimiser = torch.optim.Adam(values.parameters(), LEARNING_RATE)
+    # Outcomes are noisy: without decay the network learns them by heart.
+    optimiser = torch.optim.AdamW(values.parameters(), LEARNING_RATE, weight_decay=VALUE_DECAY)
     for step in range(VALUE_STEPS):
         picked = torch.from_numpy(rng.integers(0, len(tokens), BATCH_ROOTS))
         loss = ((values(features[picked], shapes[picked]) - tokens[picked]) ** 2).mean()
