@@ -48,8 +48,11 @@ class Drafted:
     layer_rows: tuple[int, ...] = ()
     layer_ms: tuple[float, ...] = ()
     elapsed_ms: float = 0.0
-    laws: DraftLaws | None = None
-    """What the trees were drawn from, if they were."""
+
+    @property
+    def laws(self) -> DraftLaws | None:
+        """What the trees were drawn from, if they were."""
+        return None if self.growth is None else self.growth.laws
 
     @property
     def wanted_nodes(self) -> list[int]:
@@ -63,7 +66,7 @@ class Drafted:
 
     def cut(self, room: Seq[int]) -> Drafted:
         """Each tree's first `room[i]` nodes; none of a tree that was drawn, if not all fit."""
-        if self.laws is None:
+        if self.growth is None or self.laws is None:
             return replace(self, forest=self.forest.cut(room))
         wanted, sizes = self.wanted_nodes, self.forest.sizes.tolist()
         fits = [has >= wants for has, wants in zip(room, wanted, strict=True)]
@@ -72,7 +75,7 @@ class Drafted:
         )
         places = [i for i, fit in enumerate(fits) if fit]
         laws = self.laws.only(places, len(fits)).spread(places)
-        return replace(self, forest=forest, laws=laws)
+        return replace(self, forest=forest, growth=replace(self.growth, laws=laws))
 
 
 class Drafting:
@@ -138,9 +141,8 @@ class Drafting:
         placed = proposal.growth.spread(len(decodes), places)
         return Drafted(
             forest=placed.forest,
-            laws=placed.laws,
             policy=policy,
-            growth=proposal.growth,
+            growth=placed,
             layer_rows=proposal.layer_rows,
             layer_ms=proposal.layer_ms,
             elapsed_ms=1e3 * (time.perf_counter() - clock),

@@ -20,7 +20,7 @@ from smart_serve.config import EngineConfig
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.admission import check_request
 from smart_serve.engine.commit import CacheCommit
-from smart_serve.engine.drafting import Drafted, Drafting, mean_context, note_roots
+from smart_serve.engine.drafting import Drafted, Drafting, mean_context
 from smart_serve.engine.emission import Emission, cut_at_end, finish_chunk, tally_step
 from smart_serve.engine.forward import EagerForward, Forward
 from smart_serve.engine.packing import image_rows, step_rows
@@ -166,8 +166,6 @@ class Engine:
         verified = self._try_to_verify(work, drafted)
         if verified is None:
             return self._run_smaller(work, drafted)
-        if verified.drawn.roots is not None:
-            note_roots(work.decodes, verified.drawn.roots)
         emissions, accepted = self._commit(work, drafted, verified)
         step_ms = 1e3 * (time.perf_counter() - clock)
         self._learn(work, drafted, verified, accepted, context, step_ms)
@@ -233,13 +231,7 @@ class Engine:
         """The target's token after each tree row and each finished prompt."""
         finished = [chunk.sequence for chunk in work.prefills if chunk.is_last]
         sequences = [*work.decodes, *finished]
-        return draw(
-            self.model.logits(hidden),
-            sequences,
-            drafted.forest,
-            drafted.laws,
-            wants_roots=drafted.policy == "selector",
-        )
+        return draw(self.model.logits(hidden), sequences, drafted.forest, drafted.laws)
 
     def _commit(
         self, work: StepWork, drafted: Drafted, verified: Verified
@@ -328,7 +320,6 @@ class Engine:
             forest=drafted.forest,
             accepted=accepted,
             growth=drafted.growth,
-            laws=drafted.laws,
             layer_rows=drafted.layer_rows,
             layer_ms=drafted.layer_ms,
             verify_ms=verified.elapsed_ms,

@@ -59,14 +59,7 @@ def train(
     roots: Roots, table: CostTable, drafter: Curve, *, seed: int, told: Told
 ) -> tuple[Selector, Verdict]:
     """Deterministic for given roots, tables and seed, up to the order of sums."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return _train(roots, table, drafter, np.random.default_rng(seed), told)
-
-
-def _train(
-    roots: Roots, table: CostTable, drafter: Curve, rng: np.random.Generator, told: Told
-) -> tuple[Selector, Verdict]:
+    rng = np.random.default_rng(seed)
     order = rng.permutation(len(roots.accepted))
     num_held = int(HELD_OUT * len(order))
     held, kept = (roots.only(part) for part in (order[:num_held], order[num_held:]))
@@ -74,7 +67,7 @@ def _train(
     market = Market(table, drafter, context)
     center, scale = kept.features.mean(axis=0), kept.features.std(axis=0) + 1e-3
     center[-NUM_PRICES:], scale[-NUM_PRICES:] = market.moments()
-    values, second = (_Values(center, scale) for _ in range(2))
+    values, second = (_Values(center, scale, rng) for _ in range(2))
     for one, part in ((values, kept), (second, held)):
         _fit_values(one, part, rng, told)
     actions = _best_actions(values.table(kept.features, all_actions()), market, rng)
@@ -95,7 +88,7 @@ def _fit_selector(
     rng: np.random.Generator,
     told: Told,
 ) -> Layers:
-    net = _network(len(FEATURES), SELECTOR_WIDTH, len(actions))
+    net = _network((len(FEATURES), SELECTOR_WIDTH, len(actions)), rng)
     center, scale = (moment[-NUM_PRICES:] for moment in moments)
     optimiser = torch.optim.Adam(net.parameters(), LEARNING_RATE)
     for step in range(SELECTOR_STEPS):
@@ -129,10 +122,10 @@ def objective(policy: torch.Tensor, tokens: torch.Tensor, step_ms: torch.Tensor)
 class _Values(nn.Module):
     """Tokens of a step, by root and shape: the bonus token, and a share of the tree's depth."""
 
-    def __init__(self, center: FloatArray, scale: FloatArray) -> None:
+    def __init__(self, center: FloatArray, scale: FloatArray, rng: np.random.Generator) -> None:
         super().__init__()
         self._center, self._scale = center[:-NUM_PRICES], scale[:-NUM_PRICES]
-        self.net = _network(len(self._center) + 4, VALUE_WIDTH, 1, depth=2)
+        self.net = _network((len(self._center) + 4, VALUE_WIDTH, VALUE_WIDTH, 1), rng)
 
     def forward(self, features: torch.Tensor, shapes: torch.Tensor) -> torch.Tensor:
         depth = shapes[:, 1] + shapes[:, 2]
@@ -160,10 +153,15 @@ class _Values(nn.Module):
         return torch.stack(columns, dim=1).double()
 
 
-def _network(inputs: int, width: int, outputs: int, depth: int = 1) -> nn.Sequential:
-    sizes = [inputs, *[width] * depth]
-    hidden = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(sizes[-1], outputs))
+def _network(sizes: tuple[int, ...], rng: np.random.Generator) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    parts: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+        nn.init.kaiming_uniform_(linear.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(linear.bias)
+        parts += [linear, nn.ReLU()]
+    return nn.Sequential(*parts[:-1])
 
 
 def _fit_values(values: _Values, roots: Roots, rng: np.random.Generator, told: Told) -> None:

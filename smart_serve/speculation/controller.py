@@ -19,7 +19,6 @@ from smart_serve.speculation.adaptive_chain import AdaptiveChain
 from smart_serve.speculation.bounds import bounds_of, knots_up_to
 from smart_serve.speculation.calibration import Calibration
 from smart_serve.speculation.cost import CostTable, Curve
-from smart_serve.speculation.draft_laws import DraftLaws
 from smart_serve.speculation.draw_acceptance import DrawAcceptance
 from smart_serve.speculation.fallback import Decision, Fallback, Outlook
 from smart_serve.speculation.growth import Growth
@@ -64,8 +63,6 @@ class StepObservation:
     step_ms: float
     prefill_tokens: int = 0
     """Prompt tokens in the same forward."""
-    laws: DraftLaws | None = None
-    """What the forest was drawn from, if it was."""
 
     @property
     def num_tokens(self) -> int:
@@ -212,11 +209,12 @@ class SpeculationController:
         self._observe_costs(seen)
         if seen.growth is None or not self._is_watched:
             return
-        if seen.laws is None:
+        laws = seen.growth.laws
+        if laws is None:
             self._calibration.observe(seen.forest, seen.accepted)
             self._profile.observe(seen.growth)
         elif seen.policy == "smart-drawn":
-            self._draw_acceptance.observe_draws(seen.forest, seen.laws, seen.accepted)
+            self._draw_acceptance.observe_draws(seen.forest, laws, seen.accepted)
             self._draw_profile.observe(seen.growth)
         self._observed += 1
         if self._observed % MAPS_EVERY == 0:
