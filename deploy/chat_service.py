@@ -30,6 +30,7 @@ from smart_serve.openai.schema import (
 )
 from smart_serve.openai.shapes import AnswerShape, ChatShape, TextNews, TextShape
 from smart_serve.openai.stream_position import StreamPosition
+from smart_serve.openai.usage import UsageEvents
 from smart_serve.openai.validate import (
     Conversation,
     ParsedChat,
@@ -65,7 +66,7 @@ class PreparedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     images: tuple[CheckedImage, ...] = ()
     prompt_tokens: int
     stream: bool
-    include_usage: bool
+    usage: UsageEvents
 
     @property
     def id(self) -> str:
@@ -117,7 +118,7 @@ class ChatService:
             images=images,
             prompt_tokens=len(prompt.token_ids),
             stream=options.stream,
-            include_usage=options.include_usage,
+            usage=options.usage,
         )
 
     async def prepare_completion_body(
@@ -183,7 +184,7 @@ class ChatService:
             requests=tuple(requests),
             prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
             stream=options.stream,
-            include_usage=options.include_usage,
+            usage=options.usage,
         )
 
     def _detokenize(self, body: bytes) -> Detokenized:

@@ -82,7 +82,7 @@ class HttpApi:
         if not answer.stream:
             async with aclosing(news):
                 return json_reply(await whole_answer(answer.shape, news, tally))
-        events = sse_answer(answer.shape, news, tally, answer.include_usage, answer.position)
+        events = sse_answer(answer.shape, news, tally, answer.usage, answer.position)
         try:
             # A refusal that comes before the first event still has a status of its own.
             first = await anext(events)

@@ -98,7 +98,7 @@ class IngressReplica:
             messages=(ChatMessage(role="user", content=parts if images else prompt),),
             images=tuple(check_image(data, service.limits) for data in images),
         )
-        options = AnswerOptions(sampling=parsed, stream=True, include_usage=True)
+        options = AnswerOptions(sampling=parsed, stream=True)
         parsed_chat = ParsedChat(conversation=conversation, options=options)
         chat = await asyncio.to_thread(service.prepare_chat, parsed_chat)
         _check_is_text(chat)

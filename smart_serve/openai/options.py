@@ -10,7 +10,8 @@ from smart_serve.config import POLICY_NAMES, VERIFICATION_RULES, is_policy, rule
 from smart_serve.errors import ClientError
 from smart_serve.limits import Limits
 from smart_serve.messages import SamplingParams
-from smart_serve.openai.schema import GenerationOptions, SpeculationOptions
+from smart_serve.openai.schema import GenerationOptions, SpeculationOptions, StreamOptions
+from smart_serve.openai.usage import UsageEvents
 
 _SEEDS = 2**64
 _AS_GIVEN = (
@@ -28,7 +29,7 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """False: `sampling.max_tokens` is only the server's limit; see `choices`."""
     num_choices: int = 1
     stream: bool = False
-    include_usage: bool = False
+    usage: UsageEvents = "none"
 
     def choices(self, prompt_tokens: int, context: int) -> tuple[SamplingParams, ...]:
         """Sampling of each choice. An unasked-for limit fits in the context; what was asked for
@@ -70,8 +71,14 @@ def parse_options(
         max_tokens_given=max_tokens is not None,
         num_choices=1 if request.n is None else request.n,
         stream=bool(request.stream),
-        include_usage=request.stream_options is not None and request.stream_options.include_usage,
+        usage=_usage_events(request.stream_options),
     )
+
+
+def _usage_events(wanted: StreamOptions | None) -> UsageEvents:
+    if wanted is None or not wanted.include_usage:
+        return "none"
+    return "every" if wanted.continuous_usage_stats else "last"
 
 
 def _check_options(request: GenerationOptions, limits: Limits) -> None:

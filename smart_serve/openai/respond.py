@@ -17,7 +17,7 @@ from smart_serve.openai.logprobs import TokenLogprobs, score
 from smart_serve.openai.shapes import AnswerShape, ChoiceText, TextNews
 from smart_serve.openai.sse import DONE, sse_event
 from smart_serve.openai.stream_position import Place, StreamPosition, missing
-from smart_serve.openai.usage import Usage, build_usage
+from smart_serve.openai.usage import Usage, UsageEvents, build_usage
 
 
 class Tally:
@@ -25,18 +25,19 @@ class Tally:
 
     def __init__(self, prompt_tokens: int) -> None:
         self.prompt_tokens = prompt_tokens
-        self._ended: dict[int, RequestStats] = {}
+        self._seen: dict[int, RequestStats] = {}
 
     def note(self, news: TextNews) -> None:
-        if news.stats is not None:
-            self._ended[news.index] = news.stats
+        so_far = RequestStats(completion_tokens=news.num_tokens)
+        self._seen[news.index] = news.stats or so_far
 
     @property
     def completion_tokens(self) -> int:
-        return sum(stats.completion_tokens for stats in self._ended.values())
+        return sum(stats.completion_tokens for stats in self._seen.values())
 
     def usage(self) -> Usage:
-        stats = [self._ended[index] for index in sorted(self._ended)]
+        """Of at least one choice. Of those that go on, only the tokens are known."""
+        stats = [self._seen[index] for index in sorted(self._seen)]
         return build_usage(self.prompt_tokens, stats)
 
 
@@ -49,9 +50,10 @@ async def text_news(
     sequence after a stop string. Errors: ServerError when the engine failed or ended too early.
     """
     scores: tuple[TokenLogprobs, ...] | None = None
-    offset = 0
+    offset = num_tokens = 0
     async for chunk in chunks:
         end = _end(chunk)
+        num_tokens += len(chunk.token_ids)
         if chunk.logprobs:
             scores = (scores or ()) + score(chunk, detokenizer.tokenizer)
         text = detokenizer.push(chunk.token_ids)
@@ -60,10 +62,10 @@ async def text_news(
         if detokenizer.finished_by_stop:
             end = "stop"
         if end is not None:
-            yield TextNews(index, text, end, scores, offset, chunk.stats)
+            yield TextNews(index, text, end, scores, offset, chunk.stats, num_tokens)
             return
         if text:
-            yield TextNews(index, text, None, scores, offset)
+            yield TextNews(index, text, None, scores, offset, None, num_tokens)
             if scores is not None:
                 # What is held back keeps its scores with it.
                 offset += sum(len(one.token) for one in scores)
@@ -86,7 +88,7 @@ async def sse_answer(
     shape: AnswerShape,
     news: AsyncIterator[TextNews],
     tally: Tally,
-    include_usage: bool,
+    usage: UsageEvents,
     position: StreamPosition,
 ) -> AsyncGenerator[bytes]:
     """The events of a streamed answer from `position` on, `[DONE]` at its good end.
@@ -95,16 +97,18 @@ async def sse_answer(
     headers can still answer with a status. Afterwards an error is told as an event, without
     `[DONE]`, and then raised for the caller's log.
     """
-    pending = None if include_usage else UNSET
+    told: StreamedUsage = UNSET if usage == "none" else None
     begun = False
     try:
         async for item in missing(news, position):
             tally.note(item)
-            for event, place in _events(shape, item, position.places[item.index], pending):
+            if usage == "every":
+                told = tally.usage()
+            for event, place in _events(shape, item, position.places[item.index], told):
                 position = position.moved(item.index, place)
                 begun = True
                 yield sse_event(event, str(position))
-        if include_usage:
+        if usage != "none":
             yield sse_event(shape.closing(tally.usage()), str(position))
         yield DONE
     except Exception as error:

@@ -65,6 +65,8 @@ class StreamOptions(_Strict, frozen=True):
 
     include_usage: bool = False
     """One more event before the end tells what the answer cost."""
+    continuous_usage_stats: bool = False
+    """As vLLM has it, beside `include_usage`: every event tells the usage so far."""
 
 
 class SpeculationOptions(_Strict, frozen=True):

@@ -42,6 +42,8 @@ class TextNews(ChoiceText, frozen=True):
     """Text of one choice that is safe to show; a choice's last one has its end and its stats."""
 
     stats: RequestStats | None = None
+    num_tokens: int = 0
+    """Of the choice so far."""
 
 
 class AnswerShape(Protocol):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
 from smart_serve.messages import RequestStats
+
+UsageEvents = Literal["none", "last", "every"]
+"""Which events of a stream tell the usage."""
 
 
 class CompletionTokensDetails(msgspec.Struct, frozen=True):

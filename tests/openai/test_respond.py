@@ -20,7 +20,7 @@ from smart_serve.openai.merge import merged
 from smart_serve.openai.respond import Tally, sse_answer, text_news, whole_answer
 from smart_serve.openai.shapes import AnswerShape, ChatShape, TextNews, TextShape
 from smart_serve.openai.stream_position import StreamPosition
-from smart_serve.openai.usage import Usage
+from smart_serve.openai.usage import Usage, UsageEvents
 
 TOKENIZER = TextTokenizer.from_folder(TARGET_FOLDER)
 HEAD = AnswerHead(id="chatcmpl-1", model="m", created=1)
@@ -76,7 +76,7 @@ def begin(choices: int = 1) -> StreamPosition:
     return StreamPosition("chatcmpl-" + "0" * 24, 7, (None,) * choices)
 
 
-def sse(stream: AsyncIterator[TextNews], usage: bool = False) -> AsyncIterator[bytes]:
+def sse(stream: AsyncIterator[TextNews], usage: UsageEvents = "none") -> AsyncIterator[bytes]:
     return sse_answer(ChatShape(HEAD), stream, Tally(5), usage, begin())
 
 
@@ -92,7 +92,9 @@ async def until_fault(stream: AsyncIterator[bytes]) -> tuple[list[bytes], Except
 
 
 async def events(
-    *streams: AsyncGenerator[TextNews], usage: bool = False, shape: AnswerShape | None = None
+    *streams: AsyncGenerator[TextNews],
+    usage: UsageEvents = "none",
+    shape: AnswerShape | None = None,
 ) -> list[str]:
     position = begin(len(streams))
     merged_news = sse_answer(shape or ChatShape(HEAD), merged(streams), Tally(5), usage, position)
@@ -136,12 +138,21 @@ async def test_a_streamed_answer_is_the_whole_one_in_pieces() -> None:
 
 async def test_usage_is_streamed_only_when_asked_for() -> None:
     chunks: list[dict[str, Any]] = [
-        json.loads(line) for line in (await events(news(Source()), usage=True))[:-1]
+        json.loads(line) for line in (await events(news(Source()), usage="last"))[:-1]
     ]
     assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["prompt_tokens"] == 5
     assert chunks[-1]["usage"]["speculation"]["accepted_tokens"] == 6
+
+
+async def test_every_event_tells_the_usage_so_far_when_asked_for() -> None:
+    streams = [news(Source(), index=i) for i in range(2)]
+    *lines, done = await events(*streams, usage="every")
+    assert done == "[DONE]"
+    counts = [json.loads(line)["usage"]["completion_tokens"] for line in lines]
+    assert counts == sorted(counts)
+    assert 0 < counts[0] < counts[-1] == 2 * (await whole(Source())).usage.completion_tokens
 
 
 async def test_a_stop_string_ends_the_answer_and_the_reading() -> None:
@@ -201,7 +212,7 @@ async def test_text_completions_have_a_shape_of_their_own() -> None:
     shape = Completion.model_validate_json(msgspec.json.encode(answer))
     assert (shape.object, shape.choices[0].text) == ("text_completion", TEXT)
     assert shape.choices[0].finish_reason == "stop"
-    lines = await events(news(Source()), usage=True, shape=TextShape(HEAD))
+    lines = await events(news(Source()), usage="last", shape=TextShape(HEAD))
     chunks = [msgspec.json.decode(line, type=TextCompletion) for line in lines[:-1]]
     assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == TEXT
     assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)

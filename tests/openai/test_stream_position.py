@@ -21,6 +21,7 @@ from smart_serve.openai.merge import merged
 from smart_serve.openai.respond import Tally, sse_answer, text_news
 from smart_serve.openai.shapes import AnswerShape, ChatShape, TextNews, TextShape
 from smart_serve.openai.stream_position import Place, StreamPosition
+from smart_serve.openai.usage import UsageEvents
 from tests.frontend.tokenizers_under_test import loaded, sentencepiece_like
 
 HEAD = AnswerHead(id="chatcmpl-" + "a" * 24, model="m", created=1)
@@ -69,7 +70,10 @@ def begin(choices: int) -> StreamPosition:
 
 
 async def events(
-    shape: AnswerShape, news: AsyncIterator[TextNews], position: StreamPosition, usage: bool = True
+    shape: AnswerShape,
+    news: AsyncIterator[TextNews],
+    position: StreamPosition,
+    usage: UsageEvents = "last",
 ) -> list[tuple[str, str | None]]:
     """(data, id) of each event."""
     told = []

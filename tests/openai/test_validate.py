@@ -49,7 +49,7 @@ def test_a_plain_request_gets_the_apis_defaults() -> None:
     options = parsed.options
     assert parsed.conversation.messages == (ChatMessage(role="user", content="hi"),)
     assert (options.sampling.temperature, options.sampling.max_tokens) == (1.0, 50)
-    assert (options.max_tokens_given, options.stream, options.include_usage) == (False,) * 3
+    assert (options.max_tokens_given, options.stream, options.usage) == (False, False, "none")
     assert options.num_choices == 1
 
 
@@ -98,7 +98,7 @@ def test_a_full_request_keeps_its_meaning() -> None:
     assert parse_text(prompt="a", logprobs=3).options.sampling.logprobs == 3
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (-1.0, 0.5)
     assert (sampling.repetition_penalty, sampling.logit_bias) == (1.5, {17: -100.0, 3: 2.5})
-    assert (options.stream, options.include_usage, options.max_tokens_given) == (True,) * 3
+    assert (options.stream, options.usage, options.max_tokens_given) == (True, "last", True)
     assert options.num_choices == 3
 
 
