@@ -38,7 +38,9 @@ def stream_chat(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     fields = {**body, "stream": True, "stream_options": {"include_usage": True}}
     with _open(f"{url}/v1/chat/completions", fields) as response:
         for line in _lines(response):
-            data = line.removeprefix(b"data: ")
+            name, _, data = line.partition(b": ")
+            if name != b"data":
+                continue  # the id of an event, for those who go on after it
             if data == b"[DONE]":
                 return
             event: dict[str, Any] = json.loads(data)

@@ -16,6 +16,8 @@ from local_app import LocalSource, local_app, served
 from served_app import wait_for
 
 from smart_serve.bundled import EXAMPLE_PICTURE
+from smart_serve.client import chat_body, delta_text, stream_chat
+from smart_serve.errors import ServerError
 from tests.vision.tls_hosts import Authority, host
 from tests.vision.tls_hosts import body as http_body
 from vision.fetch import PictureFetcher
@@ -187,3 +189,14 @@ def test_full_queues_are_known_at_the_door(source: LocalSource) -> None:
     with served(local_app(Full())) as url:
         refused = httpx.post(f"{url}/tokenize", json={"model": MODEL, "prompt": "a"})
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+
+
+def test_the_projects_own_client_reads_a_stream(url: str) -> None:
+    body = chat_body(MODEL, "Describe the picture.", [PICTURE], temperature=0, max_tokens=12)
+    *news, last = stream_chat(url, body)
+    whole = httpx.post(f"{url}/v1/chat/completions", json=body).json()
+    text = "".join(map(delta_text, news))
+    assert text == whole["choices"][0]["message"]["content"]
+    assert last["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    with pytest.raises(ServerError, match="temperature"):
+        list(stream_chat(url, {**body, "temperature": 9}))
