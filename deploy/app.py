@@ -11,6 +11,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application, Deployment
+from ray.serve.config import RequestRouterConfig
 
 from deploy.args import AppArgs, PoolArgs
 from deploy.drafter import DrafterReplica
@@ -66,6 +67,10 @@ def _vision(args: AppArgs) -> Deployment:
         args.vision_cpus,
         num_gpus=args.vision_gpus,
         num_replicas=args.vision_replicas,
+        # One picture, one replica: each is encoded, and cached, once.
+        request_router_config=RequestRouterConfig(
+            request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+        ),
     )
 
 
@@ -95,6 +100,9 @@ def _target(args: AppArgs, pool: PoolArgs) -> Deployment:
         # The engine refuses what is too much with a 429; Serve must let that much in, and some.
         max_ongoing_requests=config.max_running + config.max_waiting + 64,
         graceful_shutdown_timeout_s=args.drain_s,
+        request_router_config=RequestRouterConfig(
+            request_router_class="deploy.request_router.PreferredReplicaRouter"
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from smart_serve.config import DtypeName, EngineConfig
 from smart_serve.errors import ConfigError
 from smart_serve.limits import Limits
+from smart_serve.routing.assign import Offer
 from vision.fetch import HOST_RULE
 
 BUNDLED_NAME = "smart-serve-bundled"
@@ -27,6 +28,8 @@ class PoolArgs(BaseModel):
     """As Ray names it: "H100", "L40S"; null: any node."""
     num_replicas: int = Field(default=1, ge=1)
     """Engines of this kind, each with the whole model and a KV cache of its own."""
+    price_per_hour: float = Field(default=1.0, ge=0)
+    """Of one replica, in any currency: requests go where they are done soonest for their money."""
     num_cpus: float = Field(default=0.5, gt=0)
     """What Ray reserves for each replica on its node."""
     num_gpus: float = Field(default=0, ge=0)
@@ -126,6 +129,10 @@ class AppArgs(BaseModel):
     def parsed_limits(self) -> Limits:
         """Raises `ValueError` for an unknown or ill-typed limit."""
         return msgspec.convert(self.limits, Limits, strict=False)
+
+    def offers(self) -> tuple[Offer, ...]:
+        """What the router chooses from."""
+        return tuple(Offer(pool.name, pool.price_per_hour) for pool in self.pools)
 
     def device_for(self, num_gpus: float) -> str:
         if self.device != "auto":

@@ -15,8 +15,9 @@ from deploy.resumption import Resumption
 from smart_serve.errors import ServerError
 from smart_serve.limits import Limits
 from smart_serve.messages import Assignment, GenerateRequest, RequestShape, TokenChunk
-from smart_serve.routing.assign import assign
+from smart_serve.routing.assign import Offer, assign
 from smart_serve.routing.cluster_view import ClusterView
+from smart_serve.routing.prefixes import prefix_keys
 from vision.image import CheckedImage
 
 logger = logging.getLogger("ray.serve")
@@ -35,6 +36,7 @@ class Dispatcher:
         router: DeploymentHandle,
         vision: DeploymentHandle,
         limits: Limits,
+        offers: Sequence[Offer],
     ) -> None:
         self._targets = {
             name: handle.options(method_name="generate", stream=True)
@@ -43,6 +45,7 @@ class Dispatcher:
         self._router = router
         self._vision = vision
         self._limits = limits
+        self._offers = offers
         self._view = ClusterView()
         self._watching = asyncio.create_task(self._watch())
 
@@ -93,8 +96,15 @@ class Dispatcher:
     ) -> AsyncGenerator[TokenChunk]:
         assigned = await self._assign(request)
         # The features go from the encoder to the target as an object; only its reference is here.
-        features: Any = self._vision.encode.remote(list(images)) if images else []
-        chunks = self._targets[assigned.pool].remote(request, features)
+        features: Any = []
+        if images:
+            # The same pictures go to the same encoder, which keeps their features.
+            encoder = self._vision.options(session_id=images[0].content_hash)
+            features = encoder.encode.remote(list(images))
+        target = self._targets[assigned.pool]
+        if assigned.replica is not None:
+            target = target.options(session_id=assigned.replica)
+        chunks = target.remote(request, features)
         try:
             while True:
                 async with asyncio.timeout_at(deadline):
@@ -107,13 +117,12 @@ class Dispatcher:
             chunks.cancel()
 
     async def _assign(self, request: GenerateRequest) -> Assignment:
-        names = tuple(self._targets)
-        if len(names) == 1:
-            return Assignment(pool=names[0], reason="the only pool")
+        if len(self._targets) == len(self._view.replicas) == 1:
+            return Assignment(pool=self._offers[0].pool, reason="the only replica")
         shape = RequestShape(
             prompt_tokens=len(request.token_ids),
             max_tokens=request.sampling.max_tokens,
-            image_hashes=tuple(span.content_hash for span in request.image_spans),
+            prefixes=prefix_keys(request.token_ids, request.image_spans),
         )
         try:
             async with asyncio.timeout(ROUTER_S):
@@ -121,7 +130,7 @@ class Dispatcher:
                 return chosen
         except (TimeoutError, *RAY_FAILURES) as error:
             logger.warning("the router is away, the last view decides: %s", first_line(error))
-            return assign(shape, self._view, names)
+            return assign(shape, self._view.pools(), self._offers)
 
     async def _watch(self) -> None:
         """Keeps a view for the time when the router is away."""

@@ -33,6 +33,8 @@ class DrafterLease:
         self._engine = engine
         self._target_id: str = serve.get_replica_context().replica_id.unique_id
         self._remote: RemoteDrafter | None = None
+        self.drafter_id: str | None = None
+        """The replica that is leased now."""
         self._task = asyncio.create_task(self._keep())
 
     @property
@@ -65,14 +67,14 @@ class DrafterLease:
             remote = await asyncio.to_thread(self._connect, endpoint)
             beats = self._handle.dispatch(selection, self._target_id)
             try:
-                self._remote = remote
+                self._remote, self.drafter_id = remote, selection.replica_id
                 self._engine.set_drafter(remote)
                 async for _ in beats:
                     if not remote.is_connected:
                         return
             finally:
                 beats.cancel()
-                self._remote = None
+                self._remote = self.drafter_id = None
                 # The engine's thread lets go of the connection before it is closed here.
                 await self._engine.call(lambda engine: engine.set_drafter(None))
                 remote.disconnect()

@@ -8,8 +8,9 @@ import time
 from deploy.args import AppArgs
 from smart_serve.messages import Assignment, LoadReport, RequestShape, SpeculationPlan
 from smart_serve.routing.assign import assign
-from smart_serve.routing.cluster_view import ClusterView, ReportBook
+from smart_serve.routing.cluster_view import ClusterView
 from smart_serve.routing.plan import PlanBounds, plan_for
+from smart_serve.routing.report_book import ReportBook
 
 logger = logging.getLogger("ray.serve")
 
@@ -21,29 +22,26 @@ class RouterReplica:
     """
 
     def __init__(self, args: AppArgs) -> None:
-        self._pools = tuple(pool.name for pool in args.pools)
-        drafters = args.drafter_replicas if args.drafts_remotely else 0
+        self._offers = args.offers()
         self._bounds = {
-            pool.name: PlanBounds(args.engine_config(pool).speculation, drafters)
-            for pool in args.pools
+            pool.name: PlanBounds(args.engine_config(pool).speculation) for pool in args.pools
         }
         self._book = ReportBook()
         # Envelopes of a restarted router must be newer than those of its predecessor.
         self._epoch = int(time.time() * 1e3)
 
     async def assign(self, shape: RequestShape) -> Assignment:
-        """The pool for one request. Raises `ServerError` when there are none."""
-        now_ms = _now_ms()
-        chosen = assign(shape, self._book.view(now_ms), self._pools)
-        self._book.note_assigned(chosen.pool, now_ms)
+        """The place for one request. Raises `ServerError` when there is none."""
+        now_ms, book = _now_ms(), self._book
+        chosen = assign(shape, book.pools(now_ms), self._offers, book.holders(shape.prefixes))
+        book.note_assigned(chosen.pool, chosen.replica, now_ms)
         return chosen
 
     async def report(self, report: LoadReport) -> SpeculationPlan:
         """Takes a target's load and answers with its envelope."""
-        now_ms = _now_ms()
-        self._book.record(report, now_ms)
+        self._book.record(report, _now_ms())
         self._epoch += 1
-        return plan_for(report, self._book.view(now_ms), self._bounds[report.pool], self._epoch)
+        return plan_for(report, self._book, self._bounds[report.pool], self._epoch)
 
     async def cluster(self) -> ClusterView:
         """The last reports and their ages."""

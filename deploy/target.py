@@ -21,6 +21,7 @@ from deploy.node import accelerator_type, use_threads
 from smart_serve.errors import ServerError
 from smart_serve.messages import GenerateRequest, LoadReport, TokenChunk
 from smart_serve.models.folders import resolve_model
+from smart_serve.routing.prefixes import RecentPrefixes
 
 if TYPE_CHECKING:
     # torch is loaded where the engine runs, not where the application is built.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 
 REPORT_S = 0.1
+"""Until the router says otherwise."""
 IDLE_REPORT_S = 1.0
 """An idle replica's report says nothing new; this often shows that it lives."""
 STOP_S = 10.0
@@ -52,6 +54,7 @@ class TargetReplica:
         use_threads(pool.num_threads)
         self._loop = await asyncio.to_thread(_start_engine, args, pool)
         self._lease = _lease(drafters, secret, self._loop) if drafters is not None else None
+        self._prefixes = RecentPrefixes()
         self._reporting = asyncio.create_task(self._report_for_ever())
 
     async def generate(
@@ -62,6 +65,7 @@ class TargetReplica:
         `features` [num_tokens, hidden] of each picture, in the order of `request.image_spans`.
         Ending the stream early frees its KV blocks. Raises `OverloadedError` on a full queue.
         """
+        self._prefixes.note(request.token_ids, request.image_spans)
         # The engine's iterator is a generator; closing it is what ends the sequence.
         chunks = cast(AsyncGenerator[TokenChunk], self._loop.generate(request, features))
         try:
@@ -107,18 +111,20 @@ class TargetReplica:
 
     async def _report_for_ever(self) -> None:
         """Reports load and takes the envelope. Without a router the engine plans for itself."""
-        was_busy, due = True, 0.0
+        was_busy, due, wait_s = True, 0.0, REPORT_S
         while True:
             report, now = self._report(), asyncio.get_running_loop().time()
             busy = report.running + report.waiting > 0
             if busy or was_busy or now >= due:
                 was_busy, due = busy, now + IDLE_REPORT_S
                 try:
-                    self._loop.set_plan(await self._router.report.remote(report))
+                    plan = await self._router.report.remote(report)
+                    self._loop.set_plan(plan)
+                    wait_s = plan.report_every_ms / 1e3
                 except (RayError, RayServeException) as error:
                     logger.warning("the router is away: %s", first_line(error))
                     await asyncio.sleep(IDLE_REPORT_S)
-            await asyncio.sleep(REPORT_S)
+            await asyncio.sleep(wait_s)
 
     def _report(self) -> LoadReport:
         load = self._loop.load()
@@ -138,6 +144,14 @@ class TargetReplica:
             accepted_per_step=load.accepted_per_step,
             nodes_per_step=load.nodes_per_step,
             plan_epoch=load.plan_epoch,
+            max_running=load.max_running,
+            block_tokens=load.block_tokens,
+            batch=load.batch,
+            token_ms=load.token_ms,
+            plain_steps=load.plain_steps,
+            prompt_token_ms=load.prompt_token_ms,
+            drafter_id=self._lease.drafter_id if self._lease is not None else None,
+            prefixes=self._prefixes.names(),
         )
 
 

@@ -196,6 +196,10 @@ class SpeculationPlan(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     ttl_ms: float = 1000.0
     """After this the replica plans for itself."""
+    report_every_ms: float = 100.0
+    """A router that hears from many asks each to speak less often."""
+    reason: str = ""
+    """Why this envelope, for people."""
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,6 +220,28 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     accepted_per_step: float
     nodes_per_step: float
     plan_epoch: int
+    max_running: int = 64
+    """Places in its batch."""
+    block_tokens: int = 16
+    batch: float = 0.0
+    """Moving average of the decoding batch."""
+    token_ms: float = 0.0
+    """Moving average of the time between two tokens of one sequence; 0: there was none yet."""
+    plain_steps: tuple[tuple[int, float], ...] = ()
+    """(batch, ms) of a step of plain decoding, rising: the corrected cost table in brief."""
+    prompt_token_ms: float = 0.0
+    """What one more prompt token costs."""
+    drafter_id: str | None = None
+    """The shared drafter that it leases; None: it has one of its own, or none."""
+    prefixes: tuple[int, ...] = ()
+    """Names of prefixes that it served lately (see `smart_serve.routing.prefixes`)."""
+
+
+class PrefixKey(msgspec.Struct, frozen=True, array_like=True):
+    """One prefix of a prompt: how long it is, and a 64-bit name that depends on all of it."""
+
+    num_tokens: int
+    name: int
 
 
 class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,7 +249,8 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
 
     prompt_tokens: int
     max_tokens: int
-    image_hashes: tuple[str, ...] = ()
+    prefixes: tuple[PrefixKey, ...] = ()
+    """The longest first."""
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,3 +258,5 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
     pool: str
     reason: str
+    replica: str | None = None
+    """The one to be preferred there, for what it has cached; None: any."""

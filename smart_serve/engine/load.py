@@ -7,7 +7,7 @@ import time
 import msgspec
 
 from smart_serve.engine.scheduler import Scheduler
-from smart_serve.speculation.controller import StepObservation
+from smart_serve.speculation.controller import SpeculationController, StepObservation
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +25,12 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     accepted_per_step: float
     nodes_per_step: float
     plan_epoch: int
+    max_running: int
+    block_tokens: int
+    batch: float
+    token_ms: float
+    plain_steps: tuple[tuple[int, float], ...]
+    prompt_token_ms: float
 
 
 class StepRates:
@@ -34,6 +40,7 @@ class StepRates:
 
     def __init__(self) -> None:
         self.step_ms = self.draft_ms = self.verify_ms = self.accepted = self.nodes = 0.0
+        self.batch = self.token_ms = self.context = 0.0
         self._window_start_s = time.monotonic()
         self._window_tokens = 0
         self._tokens_per_s = 0.0
@@ -52,6 +59,12 @@ class StepRates:
         ):
             old = getattr(self, name)
             setattr(self, name, old + self._WEIGHT * (value - old))
+        token_ms = seen.step_ms * seen.batch / (seen.batch + float(seen.accepted.sum()))
+        # The router compares these with others' at once: they begin at what was seen first.
+        weight = self._WEIGHT if self.batch else 1.0
+        self.batch += weight * (seen.batch - self.batch)
+        self.token_ms += weight * (token_ms - self.token_ms)
+        self.context += weight * (seen.context - self.context)
 
     def tokens_per_s(self) -> float:
         """Over the last second or so."""
@@ -62,8 +75,10 @@ class StepRates:
             self._window_start_s, self._window_tokens = now, 0
         return self._tokens_per_s
 
-    def load(self, scheduler: Scheduler, plan_epoch: int) -> EngineLoad:
-        """The averages beside the scheduler's counts."""
+    def load(self, scheduler: Scheduler, controller: SpeculationController) -> EngineLoad:
+        """The averages beside the scheduler's counts and the controller's prices."""
+        places = scheduler.max_running
+        batches = sorted({1, max(1, places // 4), places})
         return EngineLoad(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -76,5 +91,11 @@ class StepRates:
             verify_ms=self.verify_ms,
             accepted_per_step=self.accepted,
             nodes_per_step=self.nodes,
-            plan_epoch=plan_epoch,
+            plan_epoch=controller.plan_epoch,
+            max_running=places,
+            block_tokens=scheduler.pool.block_tokens,
+            batch=self.batch,
+            token_ms=self.token_ms,
+            plain_steps=tuple((b, controller.plain_step_ms(b, self.context)) for b in batches),
+            prompt_token_ms=controller.prompt_token_ms(self.context),
         )

@@ -115,8 +115,7 @@ class EngineLoop:
 
     def load(self) -> EngineLoad:
         """A snapshot; may be read from any thread."""
-        scheduler, epoch = self._engine.scheduler, self._engine.controller.plan_epoch
-        return self._rates.load(scheduler, epoch)
+        return self._rates.load(self._engine.scheduler, self._engine.controller)
 
     def _call(self, action: Callable[[], T]) -> Future[T]:
         """Run `action` in the engine's thread."""

@@ -84,7 +84,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._prefix_reuse = prefix_reuse
         self._keys = BlockKeys(pool.block_tokens)
-        self._max_running = max_running
+        self.max_running = max_running
         self._max_waiting = max_waiting
         self._prefill_tokens = prefill_tokens
 
@@ -140,7 +140,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Whole prompts only: what is admitted can be prefilled without taking from others."""
-        while self.waiting and len(self.running) < self._max_running:
+        while self.waiting and len(self.running) < self.max_running:
             sequence = self.waiting[0]
             num_reused = self._reuse(sequence)
             if not self.pool.grow(sequence.blocks, len(sequence.tokens)):

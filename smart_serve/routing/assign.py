@@ -1,59 +1,139 @@
-"""To which pool a request goes: where it will be finished soonest, by what the reports say now."""
+"""Where a request goes: where it takes the least time and money, of its own and of others'."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
 
 from smart_serve.errors import ServerError
-from smart_serve.messages import Assignment, RequestShape
-from smart_serve.routing.cluster_view import ClusterView, PoolLoad
+from smart_serve.messages import Assignment, LoadReport, RequestShape
+from smart_serve.routing.pool_load import PoolLoad, load_of
+
+Holder = tuple[LoadReport, int, int]
+"""(report, requests on their way there, tokens cached), as `ReportBook.holders` gives them."""
 
 
-def assign(shape: RequestShape, view: ClusterView, pools: Sequence[str]) -> Assignment:
-    """Chooses among `pools`, the configured ones in order of preference; ties go to the earlier.
+class Offer(msgspec.Struct, frozen=True):
+    """A pool that a request may go to."""
 
-    A pool that has not reported is the last resort: it may still be starting, and Serve holds the
-    request until it is up. Raises `ServerError` when there are no pools at all.
+    pool: str
+    price_per_hour: float = 1.0
+    """Of one replica, in any currency; prices are compared among pools alone."""
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """One place where a request could go."""
+
+    pool: str
+    replica: str | None
+    finish_ms: float
+    cost: float
+    """Its own time and that which others lose by it, at the price of a replica. To be least."""
+    cached_tokens: int
+
+
+def assign(
+    shape: RequestShape,
+    loads: Mapping[str, PoolLoad],
+    offers: Sequence[Offer],
+    holders: Iterable[Holder] = (),
+) -> Assignment:
+    """Chooses among `offers`, in order of preference; ties go to the earlier, and to any replica.
+
+    `holders` have a beginning of the prompt in their caches, which counts for the time that it
+    saves, and for no more: a replica with a queue is left for one without. A pool that has not
+    reported is the last resort: it may still be starting, and Serve holds the request until it is
+    up. Raises `ServerError` when there are no pools at all.
     """
-    if not pools:
+    if not offers:
         raise ServerError("no pool is configured", code="no_pool", status=503)
-    loads = view.pools()
-    known = [loads[name] for name in pools if name in loads]
-    if not known:
-        return Assignment(pool=pools[0], reason="no pool has reported yet")
-    best = min(known, key=lambda load: finish_ms(shape, load))
-    if len(known) == 1:
-        return Assignment(pool=best.pool, reason="the only pool that reports")
-    predicted = finish_ms(shape, best)
-    return Assignment(pool=best.pool, reason=f"finishes soonest, in about {predicted:.0f} ms")
+    choices = list(_choices(shape, loads, offers, holders))
+    if not choices:
+        return Assignment(pool=offers[0].pool, reason="no pool has reported yet")
+    best = min(choices, key=lambda choice: choice.cost)
+    return Assignment(pool=best.pool, reason=_reason(best, choices), replica=best.replica)
 
 
-def finish_ms(shape: RequestShape, load: PoolLoad) -> float:
+def finish_ms(shape: RequestShape, load: PoolLoad, cached_tokens: int = 0) -> float:
     """Predicted time from now to the request's last token in this pool.
 
-    Sequences of a batch advance together, so a newcomer gets the rate that one sequence has now,
-    thinned by the requests that are on their way. It waits for its turn behind those that wait: a
-    place falls free each time one of the running ends.
+    It waits for its turn behind those that wait: a place falls free each time one of the running
+    ends. Then its prompt is read, and then it advances together with its batch.
     """
-    decode_ms = shape.max_tokens * _token_ms(load)
-    ahead = load.waiting + (0 if _has_room(load) else 1 + load.assigned)
-    return decode_ms * (1.0 + ahead / max(1, load.running))
+    decode_ms = shape.max_tokens * load.token_ms_at(_batch(load))
+    # Prompts of the same time are read one after another.
+    prompts = 1.0 + load.assigned / load.replicas
+    prefill_ms = prompts * _prefill_ms(shape, load, cached_tokens)
+    return prefill_ms + decode_ms * (1.0 + _ahead(shape, load) / max(1, load.places))
 
 
-def _token_ms(load: PoolLoad) -> float:
-    """Time between two tokens of one sequence, were the request to join."""
-    if load.running > 0 and load.tokens_per_s > 0:
-        now = 1e3 * load.running / load.tokens_per_s
-    else:
-        # An idle pool gives a token per step at least; one that never took a step has no price
-        # and is tried, which gives it one.
-        now = load.step_ms
-    crowding = (load.running + load.assigned + 1) / max(load.running + 1, load.replicas)
-    return now * max(1.0, crowding)
+def others_ms(shape: RequestShape, load: PoolLoad, cached_tokens: int = 0) -> float:
+    """Time that the others of its batch lose by it, summed up over them.
+
+    They stand still while its prompt is read, and each of their tokens takes longer in a larger
+    batch. Without this the fastest pool fills until it is as slow as the next one: good for each
+    newcomer, and bad for all (Pigou, 1920; as in routing games).
+    """
+    batch = _batch(load)
+    slower_ms = load.token_ms_at(batch) - load.token_ms_at(max(1.0, batch - 1.0))
+    return (batch - 1.0) * (shape.max_tokens * slower_ms + _prefill_ms(shape, load, cached_tokens))
 
 
-def _has_room(load: PoolLoad) -> bool:
-    """Whether a newcomer starts at once, by free KV blocks and by what waits already."""
-    if load.free_blocks == 0 or load.total_blocks == 0:
-        return False
-    return load.waiting == 0 or load.free_blocks > load.total_blocks // 10
+def _choices(
+    shape: RequestShape,
+    loads: Mapping[str, PoolLoad],
+    offers: Sequence[Offer],
+    holders: Iterable[Holder],
+) -> Iterator[Choice]:
+    prices = {offer.pool: offer.price_per_hour for offer in offers}
+    for name, price in prices.items():
+        if name in loads:
+            yield _choice(shape, loads[name], price)
+    for report, on_their_way, cached in holders:
+        if report.pool in prices:
+            load = load_of([report], on_their_way)
+            yield _choice(shape, load, prices[report.pool], report.replica_id, cached)
+
+
+def _choice(
+    shape: RequestShape,
+    load: PoolLoad,
+    price: float,
+    replica: str | None = None,
+    cached_tokens: int = 0,
+) -> Choice:
+    own_ms = finish_ms(shape, load, cached_tokens)
+    cost = price * (own_ms + others_ms(shape, load, cached_tokens))
+    return Choice(load.pool, replica, own_ms, cost, cached_tokens)
+
+
+def _batch(load: PoolLoad) -> float:
+    """That the request would run in."""
+    return min(load.batch_per_replica, max(1, load.places) / load.replicas)
+
+
+def _prefill_ms(shape: RequestShape, load: PoolLoad, cached_tokens: int) -> float:
+    return max(0, shape.prompt_tokens - cached_tokens) * load.prompt_token_ms
+
+
+def _ahead(shape: RequestShape, load: PoolLoad) -> float:
+    """Requests that must end before this one starts."""
+    newcomers = load.waiting + load.assigned
+    free_places = load.places - load.running
+    blocks = -(-(shape.prompt_tokens + shape.max_tokens) // load.block_tokens)
+    by_blocks = load.free_blocks // max(1, blocks)
+    return max(0.0, newcomers + 1.0 - min(free_places, by_blocks))
+
+
+def _reason(best: Choice, choices: Sequence[Choice]) -> str:
+    told = f"done in about {best.finish_ms:.0f} ms"
+    if best.replica is not None:
+        told = f"{best.cached_tokens} tokens are cached there, {told}"
+    others = [choice for choice in choices if choice.pool != best.pool]
+    if not others:
+        return f"the only pool that reports; {told}"
+    second = min(others, key=lambda choice: choice.cost)
+    # Not against a pool that costs nothing, or of which nothing is known.
+    dearer = f", {second.cost / best.cost:.1f} times the cost" if best.cost > 0.0 else ""
+    return f"{told}; in {second.pool} {second.finish_ms:.0f} ms{dearer}"

@@ -6,54 +6,54 @@ import msgspec
 
 from smart_serve.config import SpeculationConfig
 from smart_serve.messages import LoadReport, SpeculationPlan
-from smart_serve.routing.cluster_view import ClusterView
+from smart_serve.routing.drafter_load import batch_soon
+from smart_serve.routing.report_book import ReportBook
 
-PLAN_TTL_MS = 1_000.0
-"""Ten reports. A replica that has lost the router for longer plans for itself."""
+TTL_REPORTS = 10.0
+"""A replica that has lost the router for so many reports plans for itself."""
 
 
 class PlanBounds(msgspec.Struct, frozen=True):
-    """What the application allows in one pool, and how many drafters all pools share."""
+    """What the application allows in one pool."""
 
     speculation: SpeculationConfig
-    drafter_replicas: int = 1
-    """0: each target has a drafter of its own, in its process."""
 
 
 def plan_for(
-    report: LoadReport, view: ClusterView, bounds: PlanBounds, epoch: int
+    report: LoadReport, book: ReportBook, bounds: PlanBounds, epoch: int
 ) -> SpeculationPlan:
-    """The envelope for the replica that reported."""
+    """The envelope for the replica that reported; its report is in the book."""
     speculation = bounds.speculation
+    targets, now, soon = book.drafters.others(report)
+    every_ms = book.report_every_ms
     return SpeculationPlan(
         policy=speculation.policy,
         max_nodes=speculation.max_nodes,
         max_depth=speculation.max_depth,
         top_k=speculation.top_k,
-        draft_cost_factor=draft_cost_factor(report, view, bounds.drafter_replicas),
+        draft_cost_factor=draft_cost_factor(now, soon),
         epoch=epoch,
-        ttl_ms=PLAN_TTL_MS,
+        ttl_ms=TTL_REPORTS * every_ms,
+        report_every_ms=every_ms,
+        reason=_reason(report, targets, now, soon),
     )
 
 
-def draft_cost_factor(report: LoadReport, view: ClusterView, drafter_replicas: int) -> float:
-    """How much slower the shared drafters are about to be than the replica now measures.
+def draft_cost_factor(others_now: float, others_soon: float) -> float:
+    """How much slower the leased drafter is about to be than the replica now measures.
 
     The wait behind other targets is in the replica's own measured step already. What it cannot see
     is the backlog of the others: their drafting grows with the batch that they are about to have.
 
-        (1 + Σ_others share · (running + waiting)/running / D) / (1 + Σ_others share / D)
+        (1 + Σ_others share · batch soon / batch now) / (1 + Σ_others share)
 
-    with share = draft_ms / step_ms, the part of its time for which a target occupies a drafter.
+    with share = draft_ms / step_ms, the part of its time for which a target occupies its drafter.
     """
-    if drafter_replicas == 0:
-        return 1.0
-    now = soon = 0.0
-    for one in view.replicas:
-        other = one.report
-        if other.replica_id == report.replica_id or other.running == 0 or other.step_ms <= 0:
-            continue
-        share = min(1.0, other.draft_ms / other.step_ms)
-        now += share
-        soon += min(1.0, share * (other.running + other.waiting) / other.running)
-    return (1.0 + soon / drafter_replicas) / (1.0 + now / drafter_replicas)
+    return (1.0 + others_soon) / (1.0 + others_now)
+
+
+def _reason(report: LoadReport, targets: int, now: float, soon: float) -> str:
+    batch = f"batch {report.running}, soon {batch_soon(report)}"
+    if targets <= 0:
+        return f"{batch}; the drafter is its own"
+    return f"{batch}; {targets} others on its drafter, {now:.0%} of its time, soon {soon:.0%}"

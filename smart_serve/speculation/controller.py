@@ -42,6 +42,8 @@ SETTLED_STEPS = 16
 """Drafted steps after which both are known well enough for that."""
 CONTEXT_STEP = 32
 """Committed tokens per sequence, on average, by which a context counts as another."""
+PROMPT_TOKENS = 512
+"""A usual prompt with a picture (LLaVA's has 576 tokens), and the end of most tables."""
 PAYBACK_STEPS = 16
 """Catching up is paid once and serves all steps after it: going back to drafting must pay within
 this many."""
@@ -193,6 +195,11 @@ class SpeculationController:
     def plain_step_ms(self, batch: int, context: float) -> float:
         """Predicted step of plain decoding at this batch, host time included."""
         return self._verify_ms(batch, batch, context) + self._overhead[False].ms
+
+    def prompt_token_ms(self, context: float) -> float:
+        """What one more token of a long prompt costs, by the corrected table."""
+        long = self._verify_ms(PROMPT_TOKENS, 1, context)
+        return (long - self._verify_ms(1, 1, context)) / (PROMPT_TOKENS - 1)
 
     def predicted_step_ms(self, seen: StepObservation) -> float:
         """What the tables say of a step that has been taken."""
