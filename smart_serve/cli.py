@@ -24,6 +24,7 @@ _COMMANDS = {
     "profile": ("smart_serve.bench.profile", "measure, keep and show what steps cost here"),
     "train-selector": ("smart_serve.selection.command", "train policy `selector` for a drafter"),
     "simulate": ("smart_serve.bench.simulate", "policies over synthetic devices and drafters"),
+    "simulate-cluster": ("smart_serve.bench.simulate_cluster", "routers over fleets of mixed GPUs"),
 }
 """Commands that live elsewhere: module with `add_arguments(parser)` and `run(options)`, summary."""
 
