@@ -14,6 +14,7 @@ from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
 
 from deploy.args import AppArgs, PoolArgs
+from deploy.autoscaling import ONGOING, serve_config
 from deploy.drafter import DrafterReplica
 from deploy.ingress import IngressReplica
 from deploy.keys import load_keys
@@ -21,6 +22,7 @@ from deploy.router import RouterReplica
 from deploy.target import TargetReplica
 from deploy.vision_encoder import VisionEncoderReplica
 from smart_serve.environment import check_environment
+from smart_serve.routing.autoscale import FULL
 
 APP_NAME = "smart-serve"
 MANY = 1_000
@@ -54,7 +56,7 @@ def _ingress(args: AppArgs) -> Deployment:
         serve.ingress()(IngressReplica),
         "ingress",
         args.ingress_cpus,
-        num_replicas=args.ingress_replicas,
+        **_scaled(args.bounds("ingress"), ONGOING["ingress"]),
         graceful_shutdown_timeout_s=args.drain_s,
     )
 
@@ -66,7 +68,7 @@ def _vision(args: AppArgs) -> Deployment:
         "vision-encoder",
         args.vision_cpus,
         num_gpus=args.vision_gpus,
-        num_replicas=args.vision_replicas,
+        **_scaled(args.bounds("vision"), ONGOING["vision-encoder"]),
         # One picture, one replica: each is encoded, and cached, once.
         request_router_config=RequestRouterConfig(
             request_router_class="ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -81,7 +83,7 @@ def _drafter(args: AppArgs) -> Deployment:
         "drafter",
         args.drafter_cpus,
         num_gpus=args.drafter_gpus,
-        num_replicas=args.drafter_replicas,
+        **_scaled(args.bounds("drafter"), ONGOING["drafter"]),
         graceful_shutdown_timeout_s=DRAFTER_DRAIN_S,
         graceful_shutdown_wait_loop_s=0.2,
     )
@@ -96,7 +98,7 @@ def _target(args: AppArgs, pool: PoolArgs) -> Deployment:
         pool.num_cpus,
         num_gpus=pool.num_gpus,
         accelerator_type=pool.accelerator_type,
-        num_replicas=pool.num_replicas,
+        **_scaled(pool.bounds, FULL * config.max_running),
         # The engine refuses what is too much with a 429; Serve must let that much in, and some.
         max_ongoing_requests=config.max_running + config.max_waiting + 64,
         graceful_shutdown_timeout_s=args.drain_s,
@@ -104,6 +106,15 @@ def _target(args: AppArgs, pool: PoolArgs) -> Deployment:
             request_router_class="deploy.request_router.PreferredReplicaRouter"
         ),
     )
+
+
+def _scaled(bounds: tuple[int, int], ongoing: float) -> dict[str, Any]:
+    """A fixed number, unless the bounds differ; then each replica is to have so many requests, or
+    what the application's policy says."""
+    fewest, most = bounds
+    if fewest == most:
+        return {"num_replicas": most}
+    return {"autoscaling_config": serve_config(fewest, most, ongoing)}
 
 
 def _deployment(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -14,6 +14,8 @@ from smart_serve.limits import Limits
 from smart_serve.routing.assign import Offer
 from vision.fetch import HOST_RULE
 
+Part = Literal["drafter", "vision", "ingress"]
+PARTS: tuple[Part, ...] = get_args(Part)
 BUNDLED_NAME = "smart-serve-bundled"
 
 
@@ -28,6 +30,11 @@ class PoolArgs(BaseModel):
     """As Ray names it: "H100", "L40S"; null: any node."""
     num_replicas: int = Field(default=1, ge=1)
     """Engines of this kind, each with the whole model and a KV cache of its own."""
+    min_replicas: int | None = Field(default=None, ge=0)
+    """Null: `num_replicas`. With `max_replicas` the pool is scaled between the two; 0: it may be
+    empty (see `deploy.autoscaling`)."""
+    max_replicas: int | None = Field(default=None, ge=1)
+    """Null: `num_replicas`."""
     price_per_hour: float = Field(default=1.0, ge=0)
     """Of one replica, in any currency: requests go where they are done soonest for their money."""
     num_cpus: float = Field(default=0.5, gt=0)
@@ -38,6 +45,19 @@ class PoolArgs(BaseModel):
     """Of torch on the CPU; null: all cores but one."""
     engine: dict[str, Any] = {}
     """Fields of `EngineConfig` for this pool, for instance `{"kv_tokens": 400000}`."""
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Fewest and most replicas."""
+        fewest = self.num_replicas if self.min_replicas is None else self.min_replicas
+        return fewest, self.num_replicas if self.max_replicas is None else self.max_replicas
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        fewest, most = self.bounds
+        if fewest > most:
+            raise ValueError(f"pool {self.name}: min_replicas {fewest} is more than {most}")
+        return self
 
 
 class AppArgs(BaseModel):
@@ -78,6 +98,8 @@ class AppArgs(BaseModel):
     """node: reachable by TCP from other nodes; local: by a Unix socket on its own node only."""
     drafter_replicas: int = Field(default=1, ge=1)
     """Each serves several targets at once. Not used by colocated drafters, nor by "ngram"."""
+    drafter_max_replicas: int | None = Field(default=None, ge=1)
+    """How far autoscaling may go; null: `drafter_replicas`, always."""
     drafter_cpus: float = Field(default=0.3, gt=0)
     """What Ray reserves for each drafter replica."""
     drafter_gpus: float = Field(default=0, ge=0)
@@ -85,12 +107,16 @@ class AppArgs(BaseModel):
 
     vision_replicas: int = Field(default=1, ge=1)
     """Encoders of pictures; each keeps the features of the pictures that it saw last."""
+    vision_max_replicas: int | None = Field(default=None, ge=1)
+    """As with drafters."""
     vision_cpus: float = Field(default=0.2, gt=0)
     """What Ray reserves for each vision encoder."""
     vision_gpus: float = Field(default=0, ge=0)
     """Reserved for each vision encoder; 0: it runs on the CPU."""
     ingress_replicas: int = Field(default=1, ge=1)
     """They check requests, make tokens of them, and text of the answers' tokens."""
+    ingress_max_replicas: int | None = Field(default=None, ge=1)
+    """As with drafters."""
     ingress_cpus: float = Field(default=0.2, gt=0)
     """What Ray reserves for each ingress replica."""
     router_cpus: float = Field(default=0.1, gt=0)
@@ -109,6 +135,10 @@ class AppArgs(BaseModel):
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError("two pools have the same name")
+        for part in PARTS:
+            fewest, most = self.bounds(part)
+            if fewest > most:
+                raise ValueError(f"{part}_replicas is more than {part}_max_replicas")
         self.parsed_limits()
         for pool in self.pools:
             self.engine_config(pool)
@@ -129,6 +159,12 @@ class AppArgs(BaseModel):
     def parsed_limits(self) -> Limits:
         """Raises `ValueError` for an unknown or ill-typed limit."""
         return msgspec.convert(self.limits, Limits, strict=False)
+
+    def bounds(self, part: Part) -> tuple[int, int]:
+        """Fewest and most replicas."""
+        fewest: int = getattr(self, f"{part}_replicas")
+        most: int | None = getattr(self, f"{part}_max_replicas")
+        return fewest, fewest if most is None else most
 
     def offers(self) -> tuple[Offer, ...]:
         """What the router chooses from."""
@@ -164,7 +200,7 @@ class AppArgs(BaseModel):
     def drafter_config(self) -> EngineConfig:
         """Of a drafter replica. Its cache holds its share of what all targets together hold: a
         sequence without room there is decoded without drafts."""
-        configs = [(self.engine_config(pool), pool.num_replicas) for pool in self.pools]
+        configs = [(self.engine_config(pool), pool.bounds[1]) for pool in self.pools]
         kv_tokens = sum(config.kv_tokens * replicas for config, replicas in configs)
         return msgspec.structs.replace(
             configs[0][0],

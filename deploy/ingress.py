@@ -39,7 +39,7 @@ class IngressReplica:
     ) -> None:
         self._dispatcher = Dispatcher(pools, router, vision, args.parsed_limits(), args.offers())
         fetcher = PictureFetcher(args.image_domains) if args.image_domains else None
-        self._keys = KeyRing(keys, args.ingress_replicas)
+        self._keys = KeyRing(keys, args.bounds("ingress")[1])
         self._service = await asyncio.to_thread(ChatService, args, self._dispatcher, fetcher)
 
     def __serve_build_asgi_app__(self) -> Starlette:

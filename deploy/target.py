@@ -16,6 +16,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deploy.args import AppArgs, PoolArgs
+from deploy.autoscaling import target_stats
 from deploy.failures import first_line
 from deploy.node import accelerator_type, use_threads
 from smart_serve.errors import ServerError
@@ -96,6 +97,10 @@ class TargetReplica:
             "device_type": self._device_type,
             "wire_ms": self._lease.wire_ms if self._lease is not None else None,
         }
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Read by Serve, for the application's autoscaling policy."""
+        return target_stats(self._report(), self._pool.price_per_hour)
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""
