@@ -1,48 +1,99 @@
-"""What a step's accepted rows change in the cache, collected over the batch and done at once."""
+"""What a verified step changes: the sequences go on, and accepted rows stay in the cache."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from kernels.to_device import to_device
-from kernels.verify import Walk
+from smart_serve.engine.cache_commit import CacheCommit
+from smart_serve.engine.drafting import Drafted
+from smart_serve.engine.emission import Emission, cut_at_end, failed
+from smart_serve.engine.scheduler import PrefillChunk, StepWork
+from smart_serve.engine.sequence import Sequence
+from smart_serve.engine.verify import Verified
+from smart_serve.messages import TokenLogprob
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.paging.rows import Ints
+
+_NOT_FINITE = "the model's output is not finite"
 
 
-class CacheCommit:
-    """Accepted keys and values move to the front; features of committed rows are kept.
+class StepCommit:
+    """One step's, of decoding sequences and prefill chunks alike."""
 
-    A row's place is named by the packed row that was written there: the i-th accepted row of a tree
-    belongs where its row i stands.
-    """
+    def __init__(
+        self,
+        work: StepWork,
+        drafted: Drafted,
+        verified: Verified,
+        cache: KvCache,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        self._work, self._forest, self._verified = work, drafted.forest, verified
+        self._eos_token_ids = eos_token_ids
+        self._cache = CacheCommit(cache, verified.slots)
+        self.accepted: NDArray[np.bool_] = np.zeros(drafted.forest.num_nodes, np.bool_)
+        """[M] of the draft nodes."""
 
-    def __init__(self, cache: KvCache, slots: torch.Tensor) -> None:
-        """`slots` [N]: where the step's packed rows wrote."""
-        self._cache = cache
-        self._slots = slots
-        self._rows: list[Ints] = []
-        self._places: list[Ints] = []
+    def apply(self) -> list[Emission]:
+        """Advance every sequence; accepted nodes' keys and values move to the front."""
+        verified, decodes = self._verified, self._work.decodes
+        emissions = [self._tree(i, sequence) for i, sequence in enumerate(decodes)]
+        drawn_row = num_tree_rows = int(verified.first_rows[len(decodes)])
+        for i, chunk in enumerate(self._work.prefills, start=len(decodes)):
+            rows = slice(int(verified.first_rows[i]), int(verified.first_rows[i + 1]))
+            own = slice(rows.start - num_tree_rows, rows.stop - num_tree_rows)
+            is_finite = bool(verified.prompt_is_finite[own].all())
+            emission = self._chunk(chunk, rows, drawn_row, is_finite)
+            drawn_row += chunk.is_last
+            if emission is not None:
+                emissions.append(emission)
+        self._cache.apply(verified.drawn.walk, verified.first_rows, verified.hidden.features)
+        return emissions
 
-    def add_rows(self, first_row: int, rows: Ints) -> None:
-        """Rows [n] of a sequence that begins at packed row `first_row` are committed."""
-        self._rows.append(first_row + rows)
-        self._places.append(first_row + np.arange(len(rows)))
+    def _tree(self, index: int, sequence: Sequence) -> Emission:
+        """The accepted path of one tree, and the bonus token behind it."""
+        first, last = (int(row) for row in self._verified.first_rows[index : index + 2])
+        drawn = self._verified.drawn
+        if not drawn.is_finite[first:last].all():
+            return failed(sequence, _NOT_FINITE)
+        path = drawn.path(index)
+        nodes = int(self._forest.offsets[index]) + path[1:] - 1
+        self.accepted[nodes] = True
+        bonus = int(drawn.token_ids[first + path[-1]])
+        tokens = [*self._forest.token_ids[nodes].tolist(), bonus]
+        self._cache.add_rows(first, path)
+        said = drawn.logprobs.at(sequence, (first + path).tolist())
+        return self._advance(sequence, tokens, len(path), said)
 
-    def apply(self, walk: Walk, first_rows: Ints, features: torch.Tensor) -> None:
-        """`walk` through the trees, each of which begins at one of the `first_rows`; `features`
-        [N, F] of all packed rows."""
-        if walk.paths.shape[1] > 0:
-            first = to_device(first_rows[: len(walk.lengths) + 1], self._slots.device)
-            self._cache.commit(self._slots, first, walk.paths, walk.lengths)
-        kept = self._cache.features
-        if kept is None or not self._rows:
-            return
-        committed = np.concatenate(self._rows)
-        if len(committed) == len(self._slots):  # As in plain decoding: all rows, each in place.
-            kept.index_copy_(0, self._slots, features)
-            return
-        both = np.stack((committed, np.concatenate(self._places)))
-        rows, places = to_device(both, kept.device)
-        kept.index_copy_(0, self._slots[places], features.index_select(0, rows))
+    def _chunk(
+        self, chunk: PrefillChunk, rows: slice, drawn_row: int, is_finite: bool
+    ) -> Emission | None:
+        """The chunk at packed `rows`; the prompt's last one brings the first token, which was drawn
+        at `drawn_row`. None: nothing to tell yet."""
+        sequence, drawn = chunk.sequence, self._verified.drawn
+        tokens: list[int] = []
+        said: tuple[TokenLogprob, ...] = ()
+        if chunk.is_last:
+            is_finite = is_finite and bool(drawn.is_finite[drawn_row])
+            tokens = [int(drawn.token_ids[drawn_row])]
+            said = drawn.logprobs.at(sequence, [drawn_row])
+        if not is_finite:
+            return failed(sequence, _NOT_FINITE)
+        self._cache.add_rows(rows.start, np.arange(rows.stop - rows.start))
+        emission = self._advance(sequence, tokens, chunk.length, said)
+        return emission if tokens else None
+
+    def _advance(
+        self,
+        sequence: Sequence,
+        tokens: list[int],
+        num_rows: int,
+        logprobs: tuple[TokenLogprob, ...],
+    ) -> Emission:
+        """`num_rows` more are committed; append the tokens that follow them."""
+        kept, reason = cut_at_end(sequence, tokens, self._eos_token_ids)
+        sequence.tokens.extend(kept)
+        sequence.num_computed += num_rows
+        sequence.finish_reason = reason
+        num_accepted = min(max(len(tokens) - 1, 0), len(kept))
+        return Emission(sequence, tuple(kept), num_accepted, logprobs[: len(kept)])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 from smart_serve.engine.scheduler import StepWork
 from smart_serve.engine.sequence import Sequence
 from smart_serve.messages import FinishReason, TokenChunk, TokenLogprob
 from smart_serve.speculation.controller import SpeculationController, StepObservation
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,13 @@ class Emission:
     num_accepted: int
     logprobs: tuple[TokenLogprob, ...] = ()
     chunk: TokenChunk | None = None
+
+
+def failed(sequence: Sequence, why: str) -> Emission:
+    """The end of a sequence by its own fault, or for want of memory."""
+    _LOG.error("request %s: %s", sequence.request.request_id, why)
+    sequence.finish_reason, sequence.error = "error", why
+    return Emission(sequence, (), 0)
 
 
 def cut_at_end(

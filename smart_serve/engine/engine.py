@@ -5,50 +5,32 @@ Knows token ids and features only: no text, no network, no Ray.
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kernels.to_device import to_device
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.admission import check_request
-from smart_serve.engine.commit import CacheCommit
+from smart_serve.engine.commit import StepCommit
 from smart_serve.engine.drafting import Drafted, Drafting, mean_context
-from smart_serve.engine.emission import Emission, cut_at_end, finish_chunk, tally_step
+from smart_serve.engine.emission import Emission, failed, finish_chunk, tally_step
 from smart_serve.engine.forward import EagerForward, Forward
-from smart_serve.engine.packing import image_rows, step_rows
 from smart_serve.engine.row_limit import RowLimit
-from smart_serve.engine.sampler import Drawn, draw
 from smart_serve.engine.scheduler import Scheduler, StepWork
 from smart_serve.engine.sequence import Sequence, State
+from smart_serve.engine.verify import Verified, try_to_verify
 from smart_serve.errors import OverloadedError
-from smart_serve.messages import GenerateRequest, SpeculationPlan, TokenLogprob
-from smart_serve.models.target import Hidden, TargetModel
+from smart_serve.messages import GenerateRequest, SpeculationPlan
+from smart_serve.models.target import TargetModel
 from smart_serve.paging.blocks import BlockPool
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.speculation.controller import SpeculationController, StepObservation
 from smart_serve.speculation.cost import CostTable
-
-_LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """What the target said of a step's rows."""
-
-    hidden: Hidden
-    first_rows: NDArray[np.int64]  # [num_sequences + 1]
-    slots: torch.Tensor  # [N] of the cache, where the rows wrote
-    drawn: Drawn  # all rows of decoding sequences, then one per finished prefill
-    prompt_is_finite: NDArray[np.bool_]  # of each row of the prefill chunks
-    elapsed_ms: float
 
 
 class Engine:
@@ -163,7 +145,7 @@ class Engine:
         clock = time.perf_counter()
         context = mean_context(work.decodes)
         drafted = self._propose(work, context, room)
-        verified = self._try_to_verify(work, drafted)
+        verified = try_to_verify(self.model, self._forward, work, drafted)
         if verified is None:
             return self._run_smaller(work, drafted)
         emissions, accepted = self._commit(work, drafted, verified)
@@ -180,7 +162,7 @@ class Engine:
             self._row_limit.lower(half if num_rows == work.num_rows else max(half, work.num_rows))
             return self._run(work)  # The drafter has been sent all there is: no trees this time.
         self._row_limit.lift()
-        emission = self._fail(work.sequences[0], "the device's memory does not suffice")
+        emission = failed(work.sequences[0], "the device's memory does not suffice")
         self._release(emission.sequence)
         return [emission]
 
@@ -194,114 +176,18 @@ class Engine:
         ]
         return drafted.cut(room)
 
-    def _try_to_verify(self, work: StepWork, drafted: Drafted) -> Verified | None:
-        """None: out of memory. No row is committed then, so that the same may be done again (by
-        the caller, for within the `except` the traceback still holds tensors)."""
-        try:
-            return self._verify(work, drafted)
-        except torch.OutOfMemoryError:
-            return None
-
-    def _verify(self, work: StepWork, drafted: Drafted) -> Verified:
-        clock = time.perf_counter()
-        num_tree_rows = len(work.decodes) + drafted.forest.num_nodes
-        images = image_rows(work, num_tree_rows)
-        step, hidden = self._forward.run(step_rows(work, drafted.forest), images)
-        ends = [
-            int(step.first_rows[len(work.decodes) + i + 1]) - 1
-            for i, chunk in enumerate(work.prefills)
-            if chunk.is_last
-        ]
-        wanted = hidden.last[:num_tree_rows]
-        if ends:
-            wanted = torch.cat((wanted, hidden.last[to_device(np.asarray(ends), wanted.device)]))
-        # Prompt rows, at once: what is not finite must be found before others get its blocks.
-        finite = torch.isfinite(hidden.last[num_tree_rows:].sum(dim=-1, dtype=torch.float32))
-        drawn = self._draw(work, drafted, wanted)
-        return Verified(
-            hidden,
-            step.first_rows,
-            step.attention.slots,
-            drawn,
-            finite.cpu().numpy(),
-            elapsed_ms=1e3 * (time.perf_counter() - clock),
-        )
-
-    def _draw(self, work: StepWork, drafted: Drafted, hidden: torch.Tensor) -> Drawn:
-        """The target's token after each tree row and each finished prompt."""
-        finished = [chunk.sequence for chunk in work.prefills if chunk.is_last]
-        sequences = [*work.decodes, *finished]
-        return draw(self.model.logits(hidden), sequences, drafted.forest, drafted.laws)
-
     def _commit(
         self, work: StepWork, drafted: Drafted, verified: Verified
     ) -> tuple[list[Emission], NDArray[np.bool_]]:
-        """Advance every sequence; accepted nodes' keys and values move to the front."""
-        emissions: list[Emission] = []
-        accepted = np.zeros(drafted.forest.num_nodes, np.bool_)
-        commit = CacheCommit(self.cache, verified.slots)
-        for i, sequence in enumerate(work.decodes):
-            first, last = int(verified.first_rows[i]), int(verified.first_rows[i + 1])
-            if not verified.drawn.is_finite[first:last].all():
-                emissions.append(self._fail(sequence, "the model's output is not finite"))
-                continue
-            path = verified.drawn.path(i)
-            nodes = int(drafted.forest.offsets[i]) + path[1:] - 1
-            accepted[nodes] = True
-            bonus = int(verified.drawn.token_ids[first + path[-1]])
-            tokens = [*drafted.forest.token_ids[nodes].tolist(), bonus]
-            commit.add_rows(first, path)
-            said = verified.drawn.logprobs.at(sequence, (first + path).tolist())
-            emissions.append(self._advance(sequence, tokens, len(path), said))
-        emissions.extend(self._commit_prefills(work, verified, commit))
-        commit.apply(verified.drawn.walk, verified.first_rows, verified.hidden.features)
+        """(what the step gives, which draft nodes were accepted)"""
+        commit = StepCommit(work, drafted, verified, self.cache, self.model.eos_token_ids)
+        emissions = commit.apply()
         for sequence in work.sequences:
             if sequence.finish_reason != "error":
                 self.scheduler.commit(sequence)
             if sequence.finish_reason is not None:
                 self._release(sequence)
-        return emissions, accepted
-
-    def _commit_prefills(
-        self, work: StepWork, verified: Verified, commit: CacheCommit
-    ) -> list[Emission]:
-        emissions: list[Emission] = []
-        drawn_row = num_tree_rows = int(verified.first_rows[len(work.decodes)])
-        for i, chunk in enumerate(work.prefills, start=len(work.decodes)):
-            sequence = chunk.sequence
-            first, last = int(verified.first_rows[i]), int(verified.first_rows[i + 1])
-            tokens: list[int] = []
-            said: tuple[TokenLogprob, ...] = ()
-            own = slice(first - num_tree_rows, last - num_tree_rows)
-            is_finite = bool(verified.prompt_is_finite[own].all())
-            if chunk.is_last:
-                is_finite = is_finite and bool(verified.drawn.is_finite[drawn_row])
-                tokens = [int(verified.drawn.token_ids[drawn_row])]
-                said = verified.drawn.logprobs.at(sequence, [drawn_row])
-                drawn_row += 1
-            if not is_finite:
-                emissions.append(self._fail(sequence, "the model's output is not finite"))
-                continue
-            commit.add_rows(first, np.arange(last - first))
-            emission = self._advance(sequence, tokens, chunk.length, said)
-            if tokens:
-                emissions.append(emission)
-        return emissions
-
-    def _advance(
-        self,
-        sequence: Sequence,
-        tokens: list[int],
-        num_rows: int,
-        logprobs: tuple[TokenLogprob, ...],
-    ) -> Emission:
-        """`num_rows` more are committed; append the tokens that follow them."""
-        kept, reason = cut_at_end(sequence, tokens, self.model.eos_token_ids)
-        sequence.tokens.extend(kept)
-        sequence.num_computed += num_rows
-        sequence.finish_reason = reason
-        num_accepted = min(max(len(tokens) - 1, 0), len(kept))
-        return Emission(sequence, tuple(kept), num_accepted, logprobs[: len(kept)])
+        return emissions, commit.accepted
 
     def _learn(
         self,
@@ -331,11 +217,6 @@ class Engine:
             self.last_step = seen
         if work.decodes and not self._row_limit.is_set:
             self.controller.observe(seen)
-
-    def _fail(self, sequence: Sequence, why: str) -> Emission:
-        _LOG.error("request %s: %s", sequence.request.request_id, why)
-        sequence.finish_reason, sequence.error = "error", why
-        return Emission(sequence, (), 0)
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.finish_reason == "error":
