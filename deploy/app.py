@@ -18,6 +18,7 @@ from deploy.autoscaling import ONGOING, serve_config
 from deploy.drafter import DrafterReplica
 from deploy.ingress import IngressReplica
 from deploy.keys import load_keys
+from deploy.node_choice import NodeChoice
 from deploy.router import RouterReplica
 from deploy.target import TargetReplica
 from deploy.vision_encoder import VisionEncoderReplica
@@ -27,6 +28,7 @@ from smart_serve.routing.autoscale import FULL
 APP_NAME = "smart-serve"
 MANY = 1_000
 """Ongoing requests where the deployment itself does not want to limit them."""
+ANYWHERE = NodeChoice()
 DRAFTER_DRAIN_S = 3.0
 """Leases never end by themselves: their holders find another drafter, or are ending too."""
 
@@ -57,7 +59,8 @@ def _ingress(args: AppArgs) -> Deployment:
         "ingress",
         args.ingress_cpus,
         **_scaled(args.bounds("ingress"), ONGOING["ingress"]),
-        graceful_shutdown_timeout_s=args.drain_s,
+        # No stream lasts longer, and nobody but its client could go on with one.
+        graceful_shutdown_timeout_s=args.parsed_limits().request_timeout_s,
     )
 
 
@@ -68,6 +71,7 @@ def _vision(args: AppArgs) -> Deployment:
         "vision-encoder",
         args.vision_cpus,
         num_gpus=args.vision_gpus,
+        nodes=args.vision_nodes,
         **_scaled(args.bounds("vision"), ONGOING["vision-encoder"]),
         # One picture, one replica: each is encoded, and cached, once.
         request_router_config=RequestRouterConfig(
@@ -83,6 +87,7 @@ def _drafter(args: AppArgs) -> Deployment:
         "drafter",
         args.drafter_cpus,
         num_gpus=args.drafter_gpus,
+        nodes=args.drafter_nodes,
         **_scaled(args.bounds("drafter"), ONGOING["drafter"]),
         graceful_shutdown_timeout_s=DRAFTER_DRAIN_S,
         graceful_shutdown_wait_loop_s=0.2,
@@ -97,7 +102,7 @@ def _target(args: AppArgs, pool: PoolArgs) -> Deployment:
         f"target-{pool.name}",
         pool.num_cpus,
         num_gpus=pool.num_gpus,
-        accelerator_type=pool.accelerator_type,
+        nodes=pool,
         **_scaled(pool.bounds, FULL * config.max_running),
         # The engine refuses what is too much with a 429; Serve must let that much in, and some.
         max_ongoing_requests=config.max_running + config.max_waiting + 64,
@@ -124,17 +129,16 @@ def _deployment(
     num_cpus: float,
     *,
     num_gpus: float = 0,
-    accelerator_type: str | None = None,
+    nodes: NodeChoice = ANYWHERE,
     max_ongoing_requests: int = MANY,
     **options: Any,
 ) -> Deployment:
-    actor: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus}
-    if accelerator_type is not None:
-        actor["accelerator_type"] = accelerator_type
+    actor = {"num_cpus": num_cpus, "num_gpus": num_gpus}
     return serve.deployment(
         replica,
         name=name,
-        ray_actor_options=actor,
+        ray_actor_options={**actor, **nodes.actor_options()},
+        max_surge_percent=args.surge_percent,
         max_ongoing_requests=max_ongoing_requests,
         # A dead replica is replaced once somebody has looked.
         health_check_period_s=2.0,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from deploy.node_choice import NodeChoice
 from smart_serve.config import DtypeName, EngineConfig
 from smart_serve.errors import ConfigError
 from smart_serve.limits import Limits
@@ -19,15 +20,11 @@ PARTS: tuple[Part, ...] = get_args(Part)
 BUNDLED_NAME = "smart-serve-bundled"
 
 
-class PoolArgs(BaseModel):
+class PoolArgs(NodeChoice):
     """Target replicas of one kind. One deployment each, so that a GPU type has its own engine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(default="default", pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")
     """In lower case, with digits and hyphens. Its deployment is `target-<name>`."""
-    accelerator_type: str | None = None
-    """As Ray names it: "H100", "L40S"; null: any node."""
     num_replicas: int = Field(default=1, ge=1)
     """Engines of this kind, each with the whole model and a KV cache of its own."""
     min_replicas: int | None = Field(default=None, ge=0)
@@ -43,7 +40,7 @@ class PoolArgs(BaseModel):
     """Reserved for each replica; 0: it runs on the CPU. A fraction shares a GPU."""
     num_threads: int | None = Field(default=None, ge=1)
     """Of torch on the CPU; null: all cores but one."""
-    engine: dict[str, Any] = {}
+    engine: dict[str, Any] = Field(default={})
     """Fields of `EngineConfig` for this pool, for instance `{"kv_tokens": 400000}`."""
 
     @property
@@ -121,8 +118,16 @@ class AppArgs(BaseModel):
     """What Ray reserves for each ingress replica."""
     router_cpus: float = Field(default=0.1, gt=0)
     """What Ray reserves for the router."""
+    drafter_nodes: NodeChoice = NodeChoice()
+    """Where drafters stand."""
+    vision_nodes: NodeChoice = NodeChoice()
+    """Where vision encoders stand."""
     drain_s: float = Field(default=60.0, ge=0)
-    """How long a replica that is being replaced may finish its streams."""
+    """How long a target that is being replaced may finish its streams; what is left then goes on at
+    another. An ingress finishes them all."""
+    surge_percent: int = Field(default=0, ge=0, le=100)
+    """Replicas that an update starts beyond their number before it stops old ones. The cluster must
+    have room for them, or the update waits; 0: old ones go first, and their requests elsewhere."""
 
     @field_validator("drafter", mode="before")
     @classmethod

@@ -8,14 +8,16 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import ray
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from deploy.args import AppArgs
 from deploy.failures import RAY_FAILURES, REPLICA_LOST, as_own_error, first_line
+from deploy.pool_state import PoolState, pool_states
 from deploy.resumption import Resumption
 from smart_serve.errors import ServerError
-from smart_serve.limits import Limits
 from smart_serve.messages import Assignment, GenerateRequest, RequestShape, TokenChunk
-from smart_serve.routing.assign import Offer, assign
+from smart_serve.routing.assign import assign
 from smart_serve.routing.cluster_view import ClusterView
 from smart_serve.routing.prefixes import prefix_keys
 from vision.image import CheckedImage
@@ -32,11 +34,10 @@ class Dispatcher:
 
     def __init__(
         self,
+        args: AppArgs,
         pools: Mapping[str, DeploymentHandle],
         router: DeploymentHandle,
         vision: DeploymentHandle,
-        limits: Limits,
-        offers: Sequence[Offer],
     ) -> None:
         self._targets = {
             name: handle.options(method_name="generate", stream=True)
@@ -44,8 +45,10 @@ class Dispatcher:
         }
         self._router = router
         self._vision = vision
-        self._limits = limits
-        self._offers = offers
+        self._pools = args.pools
+        self._offers = args.offers()
+        self._absent: set[str] = set()
+        self._limits = args.parsed_limits()
         self._view = ClusterView()
         self._watching = asyncio.create_task(self._watch())
 
@@ -83,6 +86,11 @@ class Dispatcher:
             message = "the router does not answer"
             raise ServerError(message, code="unavailable", status=503) from None
         return self._view
+
+    async def pools(self) -> dict[str, PoolState]:
+        """How each pool stands. Raises `ServerError` when the router does not answer."""
+        nodes = await asyncio.to_thread(ray.nodes)
+        return pool_states(self._pools, await self.view(), nodes)
 
     def is_full(self) -> bool:
         """By the last view, which is a second old at most while the router answers."""
@@ -133,13 +141,19 @@ class Dispatcher:
             return assign(shape, self._view.pools(), self._offers)
 
     async def _watch(self) -> None:
-        """Keeps a view for the time when the router is away."""
+        """Keeps a view for the time when the router is away; tells of pools without nodes."""
         while True:
             try:
-                await self.view()
+                self._tell_absent(await self.pools())
             except ServerError as error:
                 logger.info("%s", error.message)
             await asyncio.sleep(VIEW_S)
+
+    def _tell_absent(self, pools: Mapping[str, PoolState]) -> None:
+        absent = {name for name, pool in pools.items() if pool.state == "no_node"}
+        for name in absent - self._absent:
+            logger.warning("pool %s waits: the cluster has no node that it could stand on", name)
+        self._absent = absent
 
 
 async def _next(chunks: DeploymentResponseGenerator[TokenChunk]) -> TokenChunk | None:

@@ -19,8 +19,9 @@ from starlette.types import Receive, Scope, Send
 from deploy.chat_service import ChatService, PreparedAnswer
 from deploy.gate import GuardedRoute, Handler, RequestRecord, error_reply, json_reply
 from deploy.keys import KeyRing
+from deploy.pool_state import PoolState
 from deploy.room import Room
-from deploy.routes import OPENAPI, ROUTES, Health, Liveness
+from deploy.routes import OPENAPI, ROUTES, Health, Liveness, Status
 from deploy.routes import Route as RouteEntry
 from smart_serve.errors import ClientError, ServerError, SmartServeError
 from smart_serve.openai.respond import Tally, sse_answer, whole_answer
@@ -35,6 +36,10 @@ class Cluster(Protocol):
 
     async def view(self) -> ClusterView:
         """Their last reports. Raises `ServerError` when there is no answer."""
+        ...
+
+    async def pools(self) -> dict[str, PoolState]:
+        """How each configured pool stands. Raises like `view`."""
         ...
 
     def is_full(self) -> bool:
@@ -116,7 +121,9 @@ class HttpApi:
         return json_reply(Liveness(status="ok"))
 
     async def _status(self, request: Request, record: RequestRecord) -> Response:
-        return json_reply(await self._cluster.view())
+        view = await self._cluster.view()
+        pools = await self._cluster.pools()
+        return json_reply(Status(pools, view.replicas, view.assigned))
 
     async def _openapi(self, request: Request, record: RequestRecord) -> Response:
         return Response(OPENAPI, media_type="application/json")

@@ -37,7 +37,7 @@ class IngressReplica:
         vision: DeploymentHandle,
         keys: tuple[ApiKey, ...],
     ) -> None:
-        self._dispatcher = Dispatcher(pools, router, vision, args.parsed_limits(), args.offers())
+        self._dispatcher = Dispatcher(args, pools, router, vision)
         fetcher = PictureFetcher(args.image_domains) if args.image_domains else None
         self._keys = KeyRing(keys, args.bounds("ingress")[1])
         self._service = await asyncio.to_thread(ChatService, args, self._dispatcher, fetcher)

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from deploy.args import AppArgs, PoolArgs
 from deploy.keys import ApiKey
+from deploy.node_choice import NodeChoice
 from deploy.routes import OPENAPI, ROUTES
 from smart_serve.config import EngineConfig, SpeculationConfig
 from smart_serve.limits import Limits
@@ -27,7 +28,7 @@ from smart_serve.openai.field_docs import field_docs
 PAGES = Path(__file__).parent / "docs"
 _PART = re.compile(r"(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TYPES = (
-    *(AppArgs, PoolArgs, ApiKey),
+    *(AppArgs, PoolArgs, NodeChoice, ApiKey),
     *(EngineConfig, SpeculationConfig, Limits, SamplingParams, RequestStats),
 )
 

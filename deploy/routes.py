@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from deploy.pool_state import PoolState
 from smart_serve.openai.answer import (
     ChatChunk,
     ChatCompletion,
@@ -22,7 +23,7 @@ from smart_serve.openai.schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
-from smart_serve.routing.cluster_view import ClusterView
+from smart_serve.routing.cluster_view import ReplicaView
 
 Access = Literal["public", "key", "operator"]
 """Everybody; holders of a key; holders of an operator's key. Without keys, all routes are open."""
@@ -39,6 +40,15 @@ class Liveness(msgspec.Struct, frozen=True):
     """The process answers; whether it can serve is told by `Health`."""
 
     status: Literal["ok"]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What the router knows of the cluster."""
+
+    pools: dict[str, PoolState]
+    replicas: tuple[ReplicaView, ...]
+    assigned: dict[str, int]
+    """Per pool, requests assigned since its replicas last reported."""
 
 
 class Route(Operation, frozen=True, kw_only=True):
@@ -117,7 +127,7 @@ ROUTES: tuple[Route, ...] = (
         path="/status",
         operation="status",
         summary="The load of every target replica",
-        answer=ClusterView,
+        answer=Status,
         access="operator",
     ),
     Route(

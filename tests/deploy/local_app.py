@@ -17,6 +17,7 @@ from deploy.args import AppArgs
 from deploy.chat_service import ChatService
 from deploy.http_api import build_http_app
 from deploy.keys import KeyRing
+from deploy.pool_state import PoolState
 from smart_serve.bundled import TARGET_FOLDER
 from smart_serve.drafters.load import load_drafter
 from smart_serve.drafters.network_drafter import NetworkDrafter
@@ -63,6 +64,9 @@ class LocalSource:
 
     def is_full(self) -> bool:
         return self.loop.load().waiting >= ARGS.parsed_limits().max_waiting
+
+    async def pools(self) -> dict[str, PoolState]:
+        return {"default": PoolState("serving", 1)}
 
     def is_idle(self) -> bool:
         load = self.loop.load()

@@ -28,6 +28,14 @@ def test_nothing_is_lost_while_parts_of_the_cluster_die(tmp_path: Path) -> None:
     assert len(seen["kills"]) == 7
 
 
+def test_an_update_under_load_cuts_no_stream(tmp_path: Path) -> None:
+    status, seen = chaos(tmp_path / "report", "--minutes", "1", "--kinds", "update")
+    assert status == 0, seen
+    assert seen["kills"]["update"] >= 2
+    # Not even one that its client could have gone on with.
+    assert seen["connections_cut"] == 0
+
+
 def test_control_without_resumption_answers_are_lost(tmp_path: Path) -> None:
     options = ("--minutes", "0.3", "--kinds", "target", "--resumptions", "0")
     status, seen = chaos(tmp_path / "report", *options)

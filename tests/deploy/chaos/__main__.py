@@ -21,7 +21,7 @@ os.environ.setdefault("SMART_SERVE_COSTS", str(Path(".pytest_cache", "costs").ab
 from deploy.args import AppArgs, PoolArgs
 from tests.deploy.chaos.clients import Clients
 from tests.deploy.chaos.cluster import chaos_cluster
-from tests.deploy.chaos.faults import KINDS, Faults
+from tests.deploy.chaos.faults import KILLS, KINDS, Faults
 from tests.deploy.chaos.report import is_good, report
 
 
@@ -32,12 +32,14 @@ def app_args(resumptions: int | None) -> AppArgs:
         engine={"max_running": 16, "kv_tokens": 8192},
         pools=(PoolArgs(num_replicas=2, num_threads=1),),
         ingress_replicas=2,
+        # So short that an update cuts streams at the targets: they go on at others.
+        drain_s=2,
         limits=limits,
     )
 
 
 def chaos(options: argparse.Namespace) -> dict[str, Any]:
-    with chaos_cluster(app_args(options.resumptions)) as cluster:
+    with chaos_cluster(app_args(options.resumptions), options.logs) as cluster:
         clients = Clients(cluster.url, options.seed, options.clients)
         expected = clients.each_once()
         assert all(one.is_done and one.fault is None for one in expected), expected
@@ -65,9 +67,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KILLS)
     parser.add_argument("--resumptions", type=int, help="0 is the control: it must fail")
     parser.add_argument("--report", type=Path, help="where the report is written, too")
+    parser.add_argument("--logs", type=Path, help="a folder for the logs of the replicas")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

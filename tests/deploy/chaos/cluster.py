@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class ChaosCluster:
 
     def __init__(self, cluster: Cluster, args: AppArgs, url: str) -> None:
         self._cluster = cluster
+        self._args = args
         self.url = url
         self._whole = {
             "ingress": args.ingress_replicas,
@@ -55,6 +57,16 @@ class ChaosCluster:
     def add_node(self) -> None:
         self._cluster.add_node(**_node())
 
+    def update(self) -> None:
+        """Replaces every replica, by turns with old ones first and with new ones first."""
+        self._args = self._args.model_copy(
+            update={
+                "surge_percent": 100 - self._args.surge_percent,
+                "policy": "eagle2" if self._args.policy == "smart" else "smart",
+            }
+        )
+        serve.run(build(self._args), name=APP_NAME)
+
     def is_whole(self) -> bool:
         """Every deployment has all its replicas, which answer, and the targets have reported."""
         try:
@@ -71,8 +83,9 @@ class ChaosCluster:
 
 
 @contextmanager
-def chaos_cluster(args: AppArgs) -> Iterator[ChaosCluster]:
-    """Starts everything in a folder and on a port of its own, and stops exactly that."""
+def chaos_cluster(args: AppArgs, logs: Path | None = None) -> Iterator[ChaosCluster]:
+    """Starts everything in a folder and on a port of its own, and stops exactly that; `logs`: where
+    those of the replicas are kept."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         os.environ["TMPDIR"] = folder
         Path(folder, "ray").mkdir()
@@ -91,6 +104,9 @@ def chaos_cluster(args: AppArgs) -> Iterator[ChaosCluster]:
         finally:
             ray.shutdown()
             cluster.shutdown()
+            if logs is not None:
+                for found in Path(folder).rglob("logs/serve"):
+                    shutil.copytree(found, logs, dirs_exist_ok=True)
 
 
 def _node() -> dict[str, Any]:

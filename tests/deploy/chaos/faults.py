@@ -17,7 +17,8 @@ from tests.deploy.chaos.cluster import ChaosCluster
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("target", "drafter", "vision", "router", "node", "controller", "ingress")
+KILLS = ("target", "drafter", "vision", "router", "node", "controller", "ingress")
+KINDS = (*KILLS, "update")
 NODE_AWAY_S = 2.0
 ALONE = 0.75
 """Share of kills after which the cluster is given the time to mend."""
@@ -39,7 +40,7 @@ class Kill:
 class Faults:
     """Kills parts of the cluster; now and then the next one before the last is mended."""
 
-    def __init__(self, cluster: ChaosCluster, seed: int, kinds: tuple[str, ...] = KINDS) -> None:
+    def __init__(self, cluster: ChaosCluster, seed: int, kinds: tuple[str, ...] = KILLS) -> None:
         self._cluster = cluster
         self._random = random.Random(seed)
         self._kinds = kinds
@@ -51,6 +52,7 @@ class Faults:
             "ingress": lambda: self._kill_replica("ingress"),
             "controller": self._kill_controller,
             "node": self._lose_node,
+            "update": self._cluster.update,
         }
         self.done: list[Kill] = []
         self.mend_s: list[float] = []

@@ -12,6 +12,7 @@ from tests.deploy.chaos.faults import Kill
 
 AFTER_S = 5.0
 """A silence that begins within this of a kill is put down to it."""
+WORST = 12
 CUTTERS = ("ingress", "node")
 """Kills that may cut a client's connection: an ingress dies, or stood on the node that is lost."""
 DETECTION_S = 15.0
@@ -34,6 +35,7 @@ def report(
         "cut_without_reason": sum(not _is_soon_after(at, cuts, DETECTION_S) for at in cut_at),
         "kills": dict(Counter(kill.kind for kill in kills)),
         "silence_s": _silences(heard, kills),
+        "longest_silences": _longest(heard, kills),
         "silence_without_faults_s": _spread([gap for one in expected for _, gap in _gaps(one)]),
     }
 
@@ -65,6 +67,22 @@ def _silences(heard: Sequence[Heard], kills: Sequence[Kill]) -> dict[str, Any]:
                 ]
                 found[kill.kind if kill.is_alone else "together"].append(max(gaps))
     return {kind: _spread(gaps) for kind, gaps in sorted(found.items())}
+
+
+def _longest(heard: Sequence[Heard], kills: Sequence[Kill]) -> list[dict[str, Any]]:
+    """With what was killed last before each ended, and how long before it began (minus: after)."""
+    worst = sorted(((gap, at) for one in heard for at, gap in _gaps(one)), reverse=True)[:WORST]
+    told = []
+    for gap, at in worst:
+        last = max((kill for kill in kills if kill.at_s < at + gap), key=_time, default=None)
+        if last is not None:
+            before = round(at - last.at_s, 1)
+            told.append({"s": round(gap, 2), "kind": last.kind, "kill_before_s": before})
+    return told
+
+
+def _time(kill: Kill) -> float:
+    return kill.at_s
 
 
 def _gaps(one: Heard) -> list[tuple[float, float]]:
