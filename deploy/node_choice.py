@@ -24,7 +24,7 @@ class NodeChoice(BaseModel):
     """Further label selectors, tried in this order where no node has room by `label_selector`."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_fallbacks(self) -> Self:
         if self.fallbacks and not self.label_selector:
             raise ValueError("fallbacks come after a label_selector")
         if self.fallbacks and self.accelerator_type is not None:
