@@ -81,25 +81,45 @@ def test_the_service_has_fields_that_the_operator_knows(service: dict[str, Any])
     assert cluster["rayVersion"] == ray.__version__
 
 
+def test_the_service_is_the_shipped_configuration(serve_config: ServeDeploySchema) -> None:
+    shipped = yaml.safe_load((ROOT / "deploy" / "configs" / "mixed-gpus.yaml").read_text("utf-8"))
+    (wanted,) = ServeDeploySchema.model_validate(shipped).applications
+    (application,) = serve_config.applications
+    own = {"api_keys_file", "log_format"}
+    args = {name: value for name, value in application.args.items() if name not in own}
+    assert application.model_copy(update={"args": args}) == wanted
+
+
 def test_every_pool_has_a_worker_group_with_room(service: dict[str, Any], args: AppArgs) -> None:
-    gpus, free = {}, 0.0
-    for group in service["rayClusterConfig"]["workerGroupSpecs"]:
-        (container,) = group["template"]["spec"]["containers"]
-        gpus[group["groupName"]] = group["replicas"] * int(
-            container["resources"]["limits"]["nvidia.com/gpu"]
-        )
-    assert set(gpus) == {pool.name for pool in args.pools}
+    groups = {one["groupName"]: one for one in service["rayClusterConfig"]["workerGroupSpecs"]}
+    assert set(groups) == {pool.name for pool in args.pools}
+    parts = [(args.bounds("drafter"), args.drafter_gpus), (args.bounds("vision"), args.vision_gpus)]
+    for bound, field in ((0, "minReplicas"), (1, "maxReplicas")):
+        free = -sum(bounds[bound] * gpus for bounds, gpus in parts)
+        for pool in args.pools:
+            left = gpus_of(groups[pool.name]) * groups[pool.name][field]
+            left -= pool.bounds[bound] * pool.num_gpus
+            assert left >= 0, pool.name
+            free += left
+        assert free >= 0, field
+
+
+def test_the_autoscaler_knows_what_a_group_brings(service: dict[str, Any], args: AppArgs) -> None:
+    groups = {one["groupName"]: one for one in service["rayClusterConfig"]["workerGroupSpecs"]}
     for pool in args.pools:
-        assert pool.accelerator_type is not None
-        left = gpus[pool.name] - pool.num_replicas * pool.num_gpus
-        assert left >= 0, pool.name
-        free += left
-    drafters = args.drafter_replicas * args.drafter_gpus
-    assert free >= drafters + args.vision_replicas * args.vision_gpus
+        group = groups[pool.name]
+        assert group["labels"]["ray.io/accelerator-type"] == pool.accelerator_type
+        assert f"accelerator_type:{pool.accelerator_type}" in group["resources"]
+
+
+def gpus_of(group: dict[str, Any]) -> int:
+    (container,) = group["template"]["spec"]["containers"]
+    return int(container["resources"]["limits"]["nvidia.com/gpu"])
 
 
 def test_ports_agree(service: dict[str, Any], serve_config: ServeDeploySchema) -> None:
-    policy = yaml.safe_load((KUBERAY / "network-policy.yaml").read_text("utf-8"))["spec"]
+    text = (KUBERAY / "network-policy.yaml").read_text("utf-8")
+    policy = next(yaml.safe_load_all(text))["spec"]
     opened = {
         one["port"]
         for rule in (*policy["ingress"], *policy["egress"])
@@ -121,7 +141,8 @@ def test_pods_have_no_more_rights_than_they_need(service: dict[str, Any], args: 
     assert service["rayClusterConfig"]["authOptions"] == {"mode": "token"}
     for _, spec in pods(service):
         assert spec["securityContext"]["runAsNonRoot"]
-        assert not spec["automountServiceAccountToken"]
+        is_head = spec["containers"][0]["name"] == "ray-head"
+        assert is_head or not spec["automountServiceAccountToken"]
         volumes = {volume["name"] for volume in spec["volumes"]}
         for container in spec["containers"]:
             assert not container["securityContext"]["allowPrivilegeEscalation"]
