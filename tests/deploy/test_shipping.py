@@ -90,18 +90,21 @@ def test_the_service_is_the_shipped_configuration(serve_config: ServeDeploySchem
     assert application.model_copy(update={"args": args}) == wanted
 
 
-def test_every_pool_has_a_worker_group_with_room(service: dict[str, Any], args: AppArgs) -> None:
-    groups = {one["groupName"]: one for one in service["rayClusterConfig"]["workerGroupSpecs"]}
-    assert set(groups) == {pool.name for pool in args.pools}
-    parts = [(args.bounds("drafter"), args.drafter_gpus), (args.bounds("vision"), args.vision_gpus)]
+def test_every_part_has_a_worker_group_with_room(service: dict[str, Any], args: AppArgs) -> None:
+    groups = service["rayClusterConfig"]["workerGroupSpecs"]
+    assert {one["groupName"] for one in groups} == {pool.name for pool in args.pools}
+    parts = [(pool, pool.bounds, pool.num_gpus) for pool in args.pools]
+    parts.append((args.drafter_nodes, args.bounds("drafter"), args.drafter_gpus))
+    parts.append((args.vision_nodes, args.bounds("vision"), args.vision_gpus))
     for bound, field in ((0, "minReplicas"), (1, "maxReplicas")):
-        free = -sum(bounds[bound] * gpus for bounds, gpus in parts)
-        for pool in args.pools:
-            left = gpus_of(groups[pool.name]) * groups[pool.name][field]
-            left -= pool.bounds[bound] * pool.num_gpus
-            assert left >= 0, pool.name
-            free += left
-        assert free >= 0, field
+        for group in groups:
+            device = group["labels"]["ray.io/accelerator-type"]
+            needed = sum(
+                bounds[bound] * gpus
+                for nodes, bounds, gpus in parts
+                if nodes.accelerator_type == device
+            )
+            assert 0 < needed <= gpus_of(group) * group[field], (device, field)
 
 
 def test_the_autoscaler_knows_what_a_group_brings(service: dict[str, Any], args: AppArgs) -> None:
