@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
 
+import numpy as np
 import ray
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from numpy.typing import NDArray
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from deploy.args import AppArgs
 from deploy.failures import RAY_FAILURES, REPLICA_LOST, as_own_error, first_line
@@ -17,8 +19,9 @@ from deploy.pool_state import PoolState, pool_states
 from deploy.resumption import Resumption
 from smart_serve.errors import ServerError
 from smart_serve.messages import Assignment, GenerateRequest, RequestShape, TokenChunk
-from smart_serve.routing.assign import assign
+from smart_serve.routing.assign import Offer, assign
 from smart_serve.routing.cluster_view import ClusterView
+from smart_serve.routing.pool_load import PoolLoad
 from smart_serve.routing.prefixes import prefix_keys
 from vision.image import CheckedImage
 
@@ -27,6 +30,10 @@ logger = logging.getLogger("ray.serve")
 ROUTER_S = 0.5
 """A router that takes longer is restarting: the last view decides."""
 VIEW_S = 1.0
+NODES_S = 5.0
+"""Ray's own store answers in a few ms, or is restarting."""
+LOOK_S = 10.0
+"""How often is looked for pools without nodes."""
 
 
 class Dispatcher:
@@ -61,14 +68,17 @@ class Dispatcher:
         """
         deadline = asyncio.get_running_loop().time() + self._limits.request_timeout_s
         resumption = Resumption(request)
+        lost: Assignment | None = None
         for _ in range(1 + self._limits.max_resumptions):
+            assigned = await self._assign(request, lost)
             try:
-                once = self._stream_once(resumption.request(), images, deadline)
+                once = self._stream_once(assigned, resumption.request(), images, deadline)
                 async with aclosing(once):
                     async for chunk in once:
                         yield resumption.take(chunk)
                 return
             except REPLICA_LOST as error:
+                lost = assigned
                 logger.warning("request %s lost its replica: %s", request.request_id, error)
             except TimeoutError:
                 message = f"no answer within {self._limits.request_timeout_s:.0f} s"
@@ -89,8 +99,14 @@ class Dispatcher:
 
     async def pools(self) -> dict[str, PoolState]:
         """How each pool stands. Raises `ServerError` when the router does not answer."""
-        nodes = await asyncio.to_thread(ray.nodes)
-        return pool_states(self._pools, await self.view(), nodes)
+        view = await self.view()
+        try:
+            async with asyncio.timeout(NODES_S):
+                nodes = await asyncio.to_thread(ray.nodes)
+        except TimeoutError:
+            message = "the cluster does not tell of its nodes"
+            raise ServerError(message, code="unavailable", status=503) from None
+        return pool_states(self._pools, view, nodes)
 
     def is_full(self) -> bool:
         """By the last view, which is a second old at most while the router answers."""
@@ -100,19 +116,22 @@ class Dispatcher:
         self._watching.cancel()
 
     async def _stream_once(
-        self, request: GenerateRequest, images: Sequence[CheckedImage], deadline: float
+        self,
+        assigned: Assignment,
+        request: GenerateRequest,
+        images: Sequence[CheckedImage],
+        deadline: float,
     ) -> AsyncGenerator[TokenChunk]:
-        assigned = await self._assign(request)
         # The features go from the encoder to the target as an object; only its reference is here.
-        features: Any = []
+        encoding: DeploymentResponse[list[NDArray[np.float32]]] | None = None
         if images:
             # The same pictures go to the same encoder, which keeps their features.
             encoder = self._vision.options(session_id=images[0].content_hash)
-            features = encoder.encode.remote(list(images))
+            encoding = encoder.encode.remote(list(images))
         target = self._targets[assigned.pool]
         if assigned.replica is not None:
             target = target.options(session_id=assigned.replica)
-        chunks = target.remote(request, features)
+        chunks = target.remote(request, [] if encoding is None else encoding)
         try:
             while True:
                 async with asyncio.timeout_at(deadline):
@@ -121,10 +140,13 @@ class Dispatcher:
                     return
                 yield chunk
         finally:
-            # Ending the iteration alone would leave the target at work.
+            # Ending the iteration alone would leave the target, and the encoder, at work.
             chunks.cancel()
+            if encoding is not None:
+                encoding.cancel()
 
-    async def _assign(self, request: GenerateRequest) -> Assignment:
+    async def _assign(self, request: GenerateRequest, lost: Assignment | None) -> Assignment:
+        """`lost`: where the request was until now; None: nowhere."""
         if len(self._targets) == len(self._view.replicas) == 1:
             return Assignment(pool=self._offers[0].pool, reason="the only replica")
         shape = RequestShape(
@@ -132,6 +154,10 @@ class Dispatcher:
             max_tokens=request.sampling.max_tokens,
             prefixes=prefix_keys(request.token_ids, request.image_spans),
         )
+        if lost is not None:
+            # For some seconds the router still counts with what has just died.
+            loads = self._view.pools()
+            return assign(shape, loads, offers_without(lost.pool, loads, self._offers))
         try:
             async with asyncio.timeout(ROUTER_S):
                 chosen: Assignment = await self._router.assign.remote(shape)
@@ -142,9 +168,12 @@ class Dispatcher:
 
     async def _watch(self) -> None:
         """Keeps a view for the time when the router is away; tells of pools without nodes."""
-        while True:
+        for beat in itertools.count():
             try:
-                self._tell_absent(await self.pools())
+                if beat % round(LOOK_S / VIEW_S) == 0:
+                    self._tell_absent(await self.pools())
+                else:
+                    await self.view()
             except ServerError as error:
                 logger.info("%s", error.message)
             await asyncio.sleep(VIEW_S)
@@ -154,6 +183,16 @@ class Dispatcher:
         for name in absent - self._absent:
             logger.warning("pool %s waits: the cluster has no node that it could stand on", name)
         self._absent = absent
+
+
+def offers_without(
+    pool: str, loads: Mapping[str, PoolLoad], offers: Sequence[Offer]
+) -> Sequence[Offer]:
+    """What is left after a replica of `pool` was lost: another pool that serves, if it had no
+    other replica, for then it is empty now."""
+    if pool not in loads or loads[pool].replicas > 1:
+        return offers
+    return [one for one in offers if one.pool != pool and one.pool in loads] or offers
 
 
 async def _next(chunks: DeploymentResponseGenerator[TokenChunk]) -> TokenChunk | None:

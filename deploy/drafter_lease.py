@@ -19,6 +19,8 @@ logger = logging.getLogger("ray.serve")
 
 FIRST_RETRY_S = 0.25
 LAST_RETRY_S = 5.0
+SILENCE_S = 5.0
+"""Ten beats missed: the replica hangs, or its node is gone."""
 
 
 class DrafterLease:
@@ -54,6 +56,8 @@ class DrafterLease:
             try:
                 await self._hold_one()
                 logger.warning("the drafter does not answer; another is sought")
+            except TimeoutError:
+                logger.warning("the drafter is silent; another is sought")
             except (*RAY_FAILURES, DrafterUnavailable, ValueError) as error:
                 logger.warning("the lease of a drafter ended: %s", first_line(error))
             held_s = asyncio.get_running_loop().time() - begun
@@ -69,9 +73,10 @@ class DrafterLease:
             try:
                 self._remote, self.drafter_id = remote, selection.replica_id
                 self._engine.set_drafter(remote)
-                async for _ in beats:
-                    if not remote.is_connected:
-                        return
+                while remote.is_connected:
+                    async with asyncio.timeout(SILENCE_S):
+                        if await anext(aiter(beats), None) is None:
+                            return
             finally:
                 beats.cancel()
                 self._remote = self.drafter_id = None

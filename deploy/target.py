@@ -123,10 +123,11 @@ class TargetReplica:
             if busy or was_busy or now >= due:
                 was_busy, due = busy, now + IDLE_REPORT_S
                 try:
-                    plan = await self._router.report.remote(report)
+                    async with asyncio.timeout(IDLE_REPORT_S):
+                        plan = await self._router.report.remote(report)
                     self._loop.set_plan(plan)
                     wait_s = plan.report_every_ms / 1e3
-                except (RayError, RayServeException) as error:
+                except (TimeoutError, RayError, RayServeException) as error:
                     logger.warning("the router is away: %s", first_line(error))
                     await asyncio.sleep(IDLE_REPORT_S)
             await asyncio.sleep(wait_s)
