@@ -1,0 +1,147 @@
+"""A drafter over the channel is the drafter itself, until the channel fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from channel_rig import SECRET, batch_of, draft_input, wait_for
+from counting_drafter import CountingDrafter, refuse
+
+from deploy.step_channel import server
+from deploy.step_channel.client import RemoteDrafter
+from deploy.step_channel.convert import batch_to_message, message_to_batch
+from smart_serve.drafters.protocol import (
+    DrafterUnavailable,
+    DraftInput,
+    Proposal,
+    VectorKind,
+)
+
+
+def assert_same(left: Proposal, right: Proposal) -> None:
+    for field in dataclasses.fields(left.growth.forest):
+        one, two = (getattr(side.growth.forest, field.name) for side in (left, right))
+        assert np.array_equal(one, two)
+        assert one.dtype == two.dtype
+    for name in ("unknown", "layer_ms", "layer_rows"):
+        assert getattr(left, name) == getattr(right, name)
+    assert left.growth.best_by_depth == right.growth.best_by_depth
+    assert left.growth.child_mass == right.growth.child_mass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vectors", ["none", "images", "hidden", "layers"])
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_answers_as_in_process(
+    path: Path, dtype: torch.dtype, vectors: VectorKind, kind: str
+) -> None:
+    local, far = CountingDrafter(vectors), CountingDrafter(vectors)
+    serving = server.DrafterServer(far, SECRET, unix_path=path, tcp_host="127.0.0.1")
+    serving.start()
+    assert serving.tcp_port is not None
+    place = {"unix_path": path} if kind == "unix" else {"address": ("127.0.0.1", serving.tcp_port)}
+    remote = RemoteDrafter(SECRET, **place)  # type: ignore[arg-type]
+    assert remote.info == local.info
+    random = np.random.default_rng(3)
+    lengths = dict.fromkeys(range(6), 0)
+    for _ in range(30):
+        inputs = []
+        for one in random.permutation(6)[: random.integers(0, 7)]:
+            count = int(random.integers(1, 9))
+            gap = int(random.integers(0, 10)) // 9  # now and then tokens that were never sent
+            tokens = random.integers(0, 97, count)
+            # Of `images` there may be fewer than tokens, or none.
+            num = int(random.integers(0, count + 1)) if vectors == "images" else count
+            rows = torch.from_numpy(random.standard_normal((num, 4))).to(dtype) if num else None
+            inputs.append(DraftInput(int(one), lengths[int(one)] + gap, tokens, rows))
+            lengths[int(one)] += 0 if gap else count
+        batch = batch_of(*inputs)
+        assert_same(remote.propose(batch), local.propose(batch))
+        if random.random() < 0.2:
+            lengths[2] = 0
+            remote.close([2])
+            local.close([2])
+    remote.disconnect()
+    serving.stop()
+
+
+def test_positions_travel_with_their_tokens() -> None:
+    drafter = CountingDrafter("none")
+    tokens = np.arange(5)
+    sent = tuple(
+        DraftInput(i, 0, part, None, np.stack([part, 10 + part, 20 + part]))
+        for i, part in enumerate((tokens[:2], tokens[2:]))
+    )
+    message = batch_to_message(0, batch_of(*sent), drafter.info)
+    received = message_to_batch(message, drafter.info, lambda one: one).inputs
+    for here, there in zip(sent, received, strict=True):
+        assert np.array_equal(here.positions, there.positions)
+    plain = batch_to_message(0, batch_of(draft_input(1, 0, [1, 2])), drafter.info)
+    assert message_to_batch(plain, drafter.info, lambda one: one).inputs[0].positions is None
+
+
+def test_measures_the_round_trip(remote: RemoteDrafter) -> None:
+    assert 0.0 < remote.wire_ms < 100.0
+
+
+def test_two_targets_have_sequences_of_their_own(
+    serving: server.DrafterServer, drafter: CountingDrafter, path: Path
+) -> None:
+    first, second = (RemoteDrafter(SECRET, unix_path=path) for _ in range(2))
+    first.propose(batch_of(draft_input(7, 0, [1, 2, 3])))
+    assert second.propose(batch_of(draft_input(7, 3, [4]))).unknown == (0,)
+    assert first.propose(batch_of(draft_input(7, 3, [4]))).unknown == ()
+    assert len(drafter.held) == 2
+    first.disconnect()
+    wait_for(lambda: len(drafter.held) == 1)
+    second.disconnect()
+    wait_for(lambda: not drafter.held and serving.num_connections == 0)
+
+
+@pytest.mark.parametrize("failure", [refuse(), ZeroDivisionError("a bug")])
+def test_a_failing_drafter_costs_a_step_not_the_connection(
+    remote: RemoteDrafter, drafter: CountingDrafter, failure: Exception
+) -> None:
+    drafter.failure = failure
+    with pytest.raises(DrafterUnavailable):
+        remote.propose(batch_of(draft_input(1, 0, [1])))
+    drafter.failure = None
+    assert remote.propose(batch_of(draft_input(1, 0, [1]))).growth.forest.num_nodes > 0
+
+
+def test_a_late_answer_breaks_the_connection(
+    serving: server.DrafterServer, drafter: CountingDrafter, path: Path
+) -> None:
+    remote = RemoteDrafter(SECRET, unix_path=path, propose_timeout_s=0.05)
+    drafter.delay_s = 0.3
+    begun = time.monotonic()
+    with pytest.raises(DrafterUnavailable):
+        remote.propose(batch_of(draft_input(1, 0, [1])))
+    assert time.monotonic() - begun < 0.25
+    assert not remote.is_connected
+    with pytest.raises(DrafterUnavailable):
+        remote.propose(batch_of(draft_input(1, 0, [1])))
+    remote.close([1])
+
+
+def test_a_dead_server_is_noticed_at_once(drafter: CountingDrafter, path: Path) -> None:
+    serving = server.DrafterServer(drafter, SECRET, unix_path=path)
+    serving.start()
+    remote = RemoteDrafter(SECRET, unix_path=path)
+    serving.stop()
+    begun = time.monotonic()
+    with pytest.raises(DrafterUnavailable):
+        remote.propose(batch_of(draft_input(1, 0, [1])))
+    assert time.monotonic() - begun < 0.5
+    with pytest.raises(DrafterUnavailable):
+        RemoteDrafter(SECRET, unix_path=path)
+
+
+def test_missing_vectors_are_the_callers_mistake(remote: RemoteDrafter) -> None:
+    with pytest.raises(ValueError, match="vector"):
+        remote.propose(batch_of(DraftInput(1, 0, np.array([1]), None)))
