@@ -1,4 +1,7 @@
-"""Median round trip of `propose` over the step channel: `python -m deploy.step_channel.bench`."""
+"""Median round trip of `propose` over the step channel: `python -m deploy.step_channel.bench`.
+
+With `--handle`, that of a call through a Serve handle too, which the channel stands in for.
+"""
 
 from __future__ import annotations
 
@@ -59,10 +62,37 @@ def median_ms(remote: RemoteDrafter, batch: DraftBatch, rounds: int) -> float:
     return statistics.median(times)
 
 
+class Echo:
+    """The least that a deployment can do."""
+
+    async def __call__(self, value: bytes) -> bytes:
+        return value
+
+
+def handle_median_ms(rounds: int) -> float:
+    """Of a call of another process through Serve, on a Ray of its own."""
+    import ray  # only for this: the channel itself needs none
+    from ray import serve
+
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        serve.start(proxy_location="Disabled")
+        handle = serve.run(serve.deployment(Echo).bind(), name="echo", route_prefix=None)
+        times = []
+        for _ in range(rounds):
+            begun = time.perf_counter()
+            handle.remote(b"").result(timeout_s=30)
+            times.append((time.perf_counter() - begun) * 1e3)
+        serve.shutdown()
+        ray.shutdown()
+    return statistics.median(times)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--hidden-size", type=int, default=4096)
+    parser.add_argument("--handle", action="store_true", help="compare with a call through Serve")
     options = parser.parse_args()
     secret = new_nonce()
     drafter = ChainDrafter(options.hidden_size, depth=5)
@@ -83,6 +113,8 @@ def main() -> None:
                 print(f"  {sequences:2d} sequences, {kib:5.0f} KiB of vectors: {took:.3f} ms")
             remote.disconnect()
         server.stop()
+    if options.handle:
+        print(f"a call through a Serve handle: {handle_median_ms(options.rounds):.3f} ms")
 
 
 if __name__ == "__main__":
