@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 from deploy.args import AppArgs
+from deploy.live_bounds import narrowed_by
 from smart_serve.messages import Assignment, LoadReport, RequestShape, SpeculationPlan
 from smart_serve.routing.assign import assign
 from smart_serve.routing.cluster_view import ClusterView
@@ -23,12 +25,17 @@ class RouterReplica:
 
     def __init__(self, args: AppArgs) -> None:
         self._offers = args.offers()
-        self._bounds = {
-            pool.name: PlanBounds(args.engine_config(pool).speculation) for pool in args.pools
-        }
+        self._configured = {pool.name: args.engine_config(pool).speculation for pool in args.pools}
+        self.reconfigure({})
         self._book = ReportBook()
         # Envelopes of a restarted router must be newer than those of its predecessor.
         self._epoch = int(time.time() * 1e3)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve calls this with what the operator changed (see `deploy.live_bounds`). Raises
+        `ConfigError`."""
+        bounds = narrowed_by(user_config, self._configured)
+        self._bounds = {name: PlanBounds(one) for name, one in bounds.items()}
 
     async def assign(self, shape: RequestShape) -> Assignment:
         """The place for one request. Raises `ServerError` when there is none."""
