@@ -42,7 +42,9 @@ def build(args: AppArgs) -> Application:
     check_environment()
     # Shared by this application's targets and drafters only; a new deployment has a new one.
     secret = secrets.token_bytes(32)
-    router = _deployment(args, RouterReplica, "router", args.router_cpus).bind(args)
+    router = _deployment(
+        args, RouterReplica, "router", args.router_cpus, num_replicas=args.router_replicas
+    ).bind(args)
     vision = _vision(args).bind(args)
     drafters = _drafter(args).bind(args, secret) if args.drafts_remotely else None
     pools = {

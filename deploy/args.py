@@ -116,6 +116,8 @@ class AppArgs(BaseModel):
     """As with drafters."""
     ingress_cpus: float = Field(default=0.2, gt=0)
     """What Ray reserves for each ingress replica."""
+    router_replicas: int = Field(default=1, ge=1)
+    """Each hears from every target. What one assigns, the others learn from the next reports."""
     router_cpus: float = Field(default=0.1, gt=0)
     """What Ray reserves for the router."""
     drafter_nodes: NodeChoice = NodeChoice()

@@ -27,8 +27,8 @@ from smart_serve.speculation.cost import Curve
 logger = logging.getLogger("ray.serve")
 
 TARGET_PREFIX = "target-"
-LOOK_BACK_S = 5.0
-"""Serve averages what it is told over this time; the policy has a longer memory of its own."""
+LOOK_BACK_S = 12.0
+"""Serve averages what it is told over this time, which must exceed its interval of 10 s."""
 ONGOING = {"ingress": 48.0, "vision-encoder": 4.0, "drafter": 32.0}
 """Requests that keep one replica of these busy: a stream is little work, a picture much. A drafter
 is leased; how busy a lease keeps it, its target tells."""

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from ray import serve
@@ -20,9 +21,10 @@ from deploy.autoscaling import target_stats
 from deploy.failures import first_line
 from deploy.node import accelerator_type, use_threads
 from smart_serve.errors import ServerError
-from smart_serve.messages import GenerateRequest, LoadReport, TokenChunk
+from smart_serve.messages import GenerateRequest, LoadReport, SpeculationPlan, TokenChunk
 from smart_serve.models.folders import resolve_model
 from smart_serve.routing.prefixes import RecentPrefixes
+from smart_serve.routing.shared_calibration import NEWCOMER_STEPS
 
 if TYPE_CHECKING:
     # torch is loaded where the engine runs, not where the application is built.
@@ -35,6 +37,8 @@ REPORT_S = 0.1
 """Until the router says otherwise."""
 IDLE_REPORT_S = 1.0
 """An idle replica's report says nothing new; this often shows that it lives."""
+LESSON_S = 10.0
+"""Between two reports that carry what was learnt of the drafter: some kilobytes."""
 STOP_S = 10.0
 
 
@@ -116,21 +120,34 @@ class TargetReplica:
 
     async def _report_for_ever(self) -> None:
         """Reports load and takes the envelope. Without a router the engine plans for itself."""
-        was_busy, due, wait_s = True, 0.0, REPORT_S
+        was_busy, due, wait_s, lesson_due = True, 0.0, REPORT_S, 0.0
         while True:
             report, now = self._report(), asyncio.get_running_loop().time()
             busy = report.running + report.waiting > 0
             if busy or was_busy or now >= due:
                 was_busy, due = busy, now + IDLE_REPORT_S
+                if now >= lesson_due or report.learnt_steps < NEWCOMER_STEPS:
+                    lesson_due = now + LESSON_S
+                    counts = self._loop.calibration_counts()
+                    report = msgspec.structs.replace(report, calibration=counts)
                 try:
-                    async with asyncio.timeout(IDLE_REPORT_S):
-                        plan = await self._router.report.remote(report)
+                    plan = await self._tell(report)
                     self._loop.set_plan(plan)
                     wait_s = plan.report_every_ms / 1e3
-                except (TimeoutError, RayError, RayServeException) as error:
+                except (RayError, RayServeException, TimeoutError) as error:
                     logger.warning("the router is away: %s", first_line(error))
                     await asyncio.sleep(IDLE_REPORT_S)
             await asyncio.sleep(wait_s)
+
+    async def _tell(self, report: LoadReport) -> SpeculationPlan:
+        """Tells every router replica, so that each knows the whole cluster; the newest envelope
+        counts. Raises what the first of them failed with if none answered."""
+        told = self._router.broadcast("report", report)
+        answers = await told.results_async(timeout_s=IDLE_REPORT_S, return_exceptions=True)
+        plans = [answer for answer in answers if isinstance(answer, SpeculationPlan)]
+        if not plans:
+            raise answers[0]
+        return max(plans, key=lambda plan: plan.epoch)
 
     def _report(self) -> LoadReport:
         load = self._loop.load()
@@ -158,6 +175,7 @@ class TargetReplica:
             prompt_token_ms=load.prompt_token_ms,
             drafter_id=self._lease.drafter_id if self._lease is not None else None,
             prefixes=self._prefixes.names(),
+            learnt_steps=load.learnt_steps,
         )
 
 

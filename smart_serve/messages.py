@@ -183,6 +183,21 @@ class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
     """Our own words, when `finish_reason` is "error"."""
 
 
+class CalibrationCounts(msgspec.Struct, frozen=True):
+    """Draft nodes by depth and confidence: how many were judged, and how many of them accepted.
+
+    Both are float32 [depths, knots] of `smart_serve.speculation.calibration`.
+    """
+
+    seen: bytes
+    accepted: bytes
+
+    @property
+    def size(self) -> int:
+        """In bytes; 0: these are no counts at all."""
+        return len(self.seen) if len(self.seen) == len(self.accepted) else 0
+
+
 class SpeculationPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The router's envelope for one target replica; SMART sizes trees within it."""
 
@@ -198,6 +213,8 @@ class SpeculationPlan(msgspec.Struct, frozen=True, kw_only=True):
     """After this the replica plans for itself."""
     report_every_ms: float = 100.0
     """A router that hears from many asks each to speak less often."""
+    calibration: CalibrationCounts | None = None
+    """What the other replicas have learnt, for one that has learnt nothing yet."""
     reason: str = ""
     """Why this envelope, for people."""
 
@@ -235,6 +252,10 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """The shared drafter that it leases; None: it has one of its own, or none."""
     prefixes: tuple[int, ...] = ()
     """Names of prefixes that it served lately (see `smart_serve.routing.prefixes`)."""
+    learnt_steps: int = 0
+    """Drafted steps that it has learnt from."""
+    calibration: CalibrationCounts | None = None
+    """Now and then, what it has learnt. At first, nothing, by which its size is known."""
 
 
 class PrefixKey(msgspec.Struct, frozen=True, array_like=True):

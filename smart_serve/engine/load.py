@@ -31,6 +31,7 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     token_ms: float
     plain_steps: tuple[tuple[int, float], ...]
     prompt_token_ms: float
+    learnt_steps: int
 
 
 class StepRates:
@@ -98,4 +99,5 @@ class StepRates:
             token_ms=self.token_ms,
             plain_steps=tuple((b, controller.plain_step_ms(b, self.context)) for b in batches),
             prompt_token_ms=controller.prompt_token_ms(self.context),
+            learnt_steps=controller.learnt_steps,
         )

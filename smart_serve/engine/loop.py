@@ -20,7 +20,7 @@ from smart_serve.engine.engine import Engine
 from smart_serve.engine.load import EngineLoad, StepRates
 from smart_serve.engine.sequence import Sequence
 from smart_serve.errors import ServerError
-from smart_serve.messages import GenerateRequest, SpeculationPlan, TokenChunk
+from smart_serve.messages import CalibrationCounts, GenerateRequest, SpeculationPlan, TokenChunk
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -116,6 +116,10 @@ class EngineLoop:
     def load(self) -> EngineLoad:
         """A snapshot; may be read from any thread."""
         return self._rates.load(self._engine.scheduler, self._engine.controller)
+
+    def calibration_counts(self) -> CalibrationCounts:
+        """What has been learnt of the drafter; may be read from any thread."""
+        return self._engine.controller.calibration_counts()
 
     def _call(self, action: Callable[[], T]) -> Future[T]:
         """Run `action` in the engine's thread."""

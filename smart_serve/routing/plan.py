@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from smart_serve.config import SpeculationConfig
-from smart_serve.messages import LoadReport, SpeculationPlan
+from smart_serve.messages import CalibrationCounts, LoadReport, SpeculationPlan
 from smart_serve.routing.drafter_load import batch_soon
 from smart_serve.routing.report_book import ReportBook
+from smart_serve.routing.shared_calibration import NEWCOMER_STEPS
 
 TTL_REPORTS = 10.0
 """A replica that has lost the router for so many reports plans for itself."""
@@ -35,8 +36,16 @@ def plan_for(
         epoch=epoch,
         ttl_ms=TTL_REPORTS * every_ms,
         report_every_ms=every_ms,
+        calibration=_lesson(report, book),
         reason=_reason(report, targets, now, soon),
     )
+
+
+def _lesson(report: LoadReport, book: ReportBook) -> CalibrationCounts | None:
+    """For a replica that shows its own counts while they are empty: what the others know."""
+    if report.calibration is None or report.learnt_steps >= NEWCOMER_STEPS:
+        return None
+    return book.calibration.merged(report.calibration.size)
 
 
 def draft_cost_factor(others_now: float, others_soon: float) -> float:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 
+import msgspec
+
 from smart_serve.messages import LoadReport, PrefixKey
 from smart_serve.routing.cluster_view import ClusterView, ReplicaView
 from smart_serve.routing.drafter_load import DrafterLoads
 from smart_serve.routing.pool_load import PoolLoad, PoolSums
+from smart_serve.routing.shared_calibration import NEWCOMER_STEPS, SharedCalibration
 
 REPORT_MS = 100.0
 """Between two reports of a replica, in a cluster of any usual size."""
@@ -17,8 +20,8 @@ REPORT_COST_MS = 2.5
 both ends together). Replicas are asked to keep the router's core half free."""
 MISSED_REPORTS = 30
 """As many missed: the replica is gone, or as good as gone."""
-ON_THE_WAY_MS = 250.0
-"""Until a request is seen in a report: the hop through Serve, and the report after it."""
+HOP_MS = 100.0
+"""Through Serve, until the replica knows of a request."""
 MAX_HOLDERS = 4
 """Replicas that are looked at for what they have cached."""
 
@@ -35,6 +38,7 @@ class ReportBook:
         """By replica, the one that has been silent for longest first."""
         self._pools: dict[str, PoolSums] = {}
         self.drafters = DrafterLoads()
+        self.calibration = SharedCalibration()
         self._holders: dict[int, dict[str, None]] = {}
         """By name of a prefix, the replicas that served it, the latest last."""
         self._sent: deque[tuple[float, str, str | None]] = deque()
@@ -47,8 +51,17 @@ class ReportBook:
         """What replicas are asked to keep to."""
         return max(REPORT_MS, 2.0 * REPORT_COST_MS * len(self._reports))
 
+    @property
+    def on_the_way_ms(self) -> float:
+        """Until a request is seen in a report; some replicas have just spoken when it comes."""
+        return HOP_MS + 1.5 * self.report_every_ms
+
     def record(self, report: LoadReport, now_ms: float) -> None:
         """A newer report of a replica replaces the older one."""
+        if report.calibration is not None:
+            if report.learnt_steps >= NEWCOMER_STEPS:
+                self.calibration.learn(report.replica_id, report.calibration)
+            report = msgspec.structs.replace(report, calibration=None)
         old = self._reports.pop(report.replica_id, None)
         if old is not None:
             self._forget(old[0], keep=report.prefixes)
@@ -99,7 +112,7 @@ class ReportBook:
                 break
             del self._reports[replica]
             self._forget(report, keep=())
-        while self._sent and self._sent[0][0] < now_ms - ON_THE_WAY_MS:
+        while self._sent and self._sent[0][0] < now_ms - self.on_the_way_ms:
             _, pool, preferred = self._sent.popleft()
             _count_down(self._assigned, pool)
             if preferred is not None:

@@ -12,6 +12,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from smart_serve.messages import CalibrationCounts
 from smart_serve.speculation.tree import FloatArray, Forest, IntArray
 
 ALPHA = 0.8
@@ -23,6 +24,9 @@ UNSEEN_WEIGHT = 0.1
 """Observations that a knot counts for, besides its own, when the map is made monotone."""
 DAMPED = ALPHA * np.linspace(0.0, 1.0, NUM_KNOTS)
 """Acceptance at the knots while nothing is known: of the likeliest tokens."""
+INHERITED = 400.0
+"""Judged nodes that what others have learnt may count for: those of some hundred steps, after which
+a replica's own experience outweighs it."""
 DECAY = 0.999
 """Per update: the memory is about the last thousand steps, so a change of topic is followed."""
 
@@ -76,6 +80,23 @@ class Calibration:
         hits = weights * np.concatenate((hit, hit))
         for counts, amounts in ((self._seen, weights), (self._accepted, hits)):
             counts += np.bincount(cells, amounts, counts.size).reshape(counts.shape)
+
+    def counts(self) -> CalibrationCounts:
+        """What has been learnt so far."""
+        seen, accepted = (c.astype(np.float32).tobytes() for c in (self._seen, self._accepted))
+        return CalibrationCounts(seen, accepted)
+
+    def inherit(self, counts: CalibrationCounts) -> None:
+        """Adds what others have learnt; counts of trees of another depth are of no use."""
+        if counts.size != 4 * self._seen.size:
+            return
+        seen, accepted = (
+            np.frombuffer(data, np.float32).reshape(self._seen.shape)
+            for data in (counts.seen, counts.accepted)
+        )
+        weight = INHERITED / max(INHERITED, float(seen.sum()))
+        self._seen += weight * seen
+        self._accepted += weight * np.minimum(seen, accepted)
 
     def maps(self) -> tuple[tuple[float, ...], ...]:
         """Per depth, acceptance at the knots: a posterior mean, made monotone."""

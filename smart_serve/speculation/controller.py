@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smart_serve.config import SpeculationConfig
-from smart_serve.messages import SpeculationPlan
+from smart_serve.messages import CalibrationCounts, SpeculationPlan
 from smart_serve.speculation.ablations import ablated_plan
 from smart_serve.speculation.adaptive_chain import AdaptiveChain
 from smart_serve.speculation.bounds import bounds_of, knots_up_to
@@ -110,6 +110,7 @@ class SpeculationController:
         self._envelope: tuple[SpeculationPlan, float] | None = None
         self._calibration = Calibration(config.max_depth)
         self._maps = self._calibration.maps()
+        self._has_inherited = False
         self._observed = 0
         self._verify_residuals = Residuals()
         self._draft_residuals = Residuals()
@@ -134,9 +135,22 @@ class SpeculationController:
     def plan_epoch(self) -> int:
         return self._envelope[0].epoch if self._envelope else 0
 
+    @property
+    def learnt_steps(self) -> int:
+        """Drafted steps that were learnt from."""
+        return self._observed
+
+    def calibration_counts(self) -> CalibrationCounts:
+        """For replicas that have learnt nothing yet. May be read from any thread."""
+        return self._calibration.counts()
+
     def set_envelope(self, plan: SpeculationPlan) -> None:
         """The router's bounds; they hold for the plan's time to live."""
         self._envelope = (plan, time.monotonic() + plan.ttl_ms / 1e3)
+        if plan.calibration is not None and not self._has_inherited:
+            self._has_inherited = True
+            self._calibration.inherit(plan.calibration)
+            self._maps = self._calibration.maps()
 
     def set_layer_cost(self, layer_cost: Curve | None) -> None:
         """A drafter came (its own measurements) or went (None)."""

@@ -7,7 +7,7 @@ from load_reports import report
 
 from smart_serve.messages import LoadReport, PrefixKey
 from smart_serve.routing.cluster_view import ClusterView
-from smart_serve.routing.report_book import MAX_HOLDERS, ON_THE_WAY_MS, ReportBook
+from smart_serve.routing.report_book import MAX_HOLDERS, ReportBook
 
 PREFIXES = (PrefixKey(64, 2), PrefixKey(32, 1))
 
@@ -33,9 +33,9 @@ def test_requests_on_their_way_count_until_a_report_must_have_seen_them() -> Non
     book.note_assigned("fast", "a", 30)
     assert book.pools(40)["fast"].assigned == 2
     assert book.view(40).assigned == {"fast": 2}
-    assert book.pools(20 + ON_THE_WAY_MS)["fast"].assigned == 1
-    assert book.pools(31 + ON_THE_WAY_MS)["fast"].assigned == 0
-    assert book.view(31 + ON_THE_WAY_MS).assigned == {}
+    assert book.pools(20 + book.on_the_way_ms)["fast"].assigned == 1
+    assert book.pools(31 + book.on_the_way_ms)["fast"].assigned == 0
+    assert book.view(31 + book.on_the_way_ms).assigned == {}
 
 
 def test_a_pool_is_the_sum_of_its_replicas() -> None:
