@@ -54,11 +54,12 @@ def chaos(options: argparse.Namespace) -> dict[str, Any]:
         finally:
             ended.set()
             asking.join()
-        result = report(heard, expected, faults.done)
         return {
             "seed": options.seed,
             "minutes": round((time.monotonic() - begun) / 60, 1),
-            **result,
+            **report(heard, expected, faults.done),
+            "mends": faults.mends,
+            "mended_within_s": round(max(faults.mend_s, default=0.0), 1),
         }
 
 

@@ -22,8 +22,9 @@ KINDS = (*KILLS, "update")
 NODE_AWAY_S = 2.0
 ALONE = 0.75
 """Share of kills after which the cluster is given the time to mend."""
-MEND_S = 90.0
-"""Within which a cluster must be whole again; it seldom takes a third of it here."""
+MEND_S = 300.0
+"""Within which a cluster must be whole again. A replica takes 10 s to start, and ten times that
+where other work shares its cores."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,16 @@ class Faults:
             "update": self._cluster.update,
         }
         self.done: list[Kill] = []
+        self.mends = True
+        """Whether it was whole again each time."""
         self.mend_s: list[float] = []
         """How long the cluster took to be whole again."""
 
     def run(self, until_s: float) -> None:
-        """Every kind once, in random order, again and again. Raises `TimeoutError` when the cluster
-        does not mend."""
+        """Every kind once, in random order, again and again, for as long as the cluster mends."""
         bag: list[str] = []
         is_whole = True
-        while time.monotonic() < until_s:
+        while time.monotonic() < until_s and self.mends:
             if not bag:
                 bag = self._random.sample(self._kinds, len(self._kinds))
             kind, was_whole = bag.pop(), is_whole
@@ -80,7 +82,8 @@ class Faults:
         begun = time.monotonic()
         while not self._cluster.is_whole():
             if time.monotonic() > begun + MEND_S:
-                raise TimeoutError(f"not whole again after {MEND_S:.0f} s")
+                self.mends = False
+                return
             time.sleep(0.25)
         self.mend_s.append(time.monotonic() - begun)
 

@@ -42,7 +42,7 @@ def report(
 
 def is_good(result: dict[str, Any]) -> bool:
     bad = result["lost"] + result["doubled"] + result["wrong"] + result["cut_without_reason"]
-    return result["requests"] > 0 and bad == 0
+    return result["requests"] > 0 and bad == 0 and result["mends"]
 
 
 def _verdict(one: Heard, should_be: Heard) -> str:
