@@ -225,18 +225,28 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     replica_id: str
     pool: str
     device_type: str
+    """As the node is labelled: "H100"; "cpu" where there is no label."""
     running: int
+    """Sequences in the batch."""
     waiting: int
+    """Sequences queued for it."""
     free_blocks: int
+    """KV blocks that a new sequence may take, those kept for their prefix included."""
     total_blocks: int
     tokens_per_s: float
+    """Over the last second or so."""
     step_ms: float
-    """Moving average of one step's wall clock."""
+    """Moving average of one step's wall clock; so are the next four."""
     draft_ms: float
+    """Of a step, for drafting, the way to the drafter left out."""
     verify_ms: float
+    """Of a step, for the target's forward."""
     accepted_per_step: float
+    """Draft tokens accepted, over the batch."""
     nodes_per_step: float
+    """Draft nodes verified, over the batch."""
     plan_epoch: int
+    """Of the router's last envelope that it obeys."""
     max_running: int = 64
     """Places in its batch."""
     block_tokens: int = 16
