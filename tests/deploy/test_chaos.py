@@ -31,7 +31,7 @@ def test_nothing_is_lost_while_parts_of_the_cluster_die(tmp_path: Path) -> None:
 def test_an_update_under_load_cuts_no_stream(tmp_path: Path) -> None:
     status, seen = chaos(tmp_path / "report", "--minutes", "1", "--kinds", "update")
     assert status == 0, seen
-    assert seen["kills"]["update"] >= 2
+    assert seen["kills"]["update"] >= 1
     # Not even one that its client could have gone on with.
     assert seen["connections_cut"] == 0
 
