@@ -96,22 +96,27 @@ def decision_cost(num_replicas: int, rounds: int = 5_000) -> DecisionCost:
     servers = mixed_fleet(num_replicas).servers()
     reports = [server.report(server.kind.name) for server in servers]
     sent = [
-        msgspec.msgpack.encode(msgspec.structs.replace(one, prefixes=_names(place), drafter_id="d"))
+        msgspec.msgpack.encode(msgspec.structs.replace(one, prefixes=names, drafter_id="d"))
+        # By the next round each has served another prompt.
+        for turn in (0, 1)
         for place, one in enumerate(reports)
+        for names in [_names(place)[turn : MAX_REMEMBERED - 1 + turn]]
     ]
     decoder, encoder = msgspec.msgpack.Decoder(LoadReport), msgspec.msgpack.Encoder()
 
     def take(place: int) -> None:
-        report = decoder.decode(sent[place % num_replicas])
+        report = decoder.decode(sent[place % len(sent)])
         book.record(report, float(place))
         encoder.encode(plan_for(report, book, bounds, place))
 
     def choose(place: int) -> None:
-        keys = (PrefixKey(768, place), PrefixKey(576, _names(place % num_replicas)[0]))
+        keys = (PrefixKey(768, place), PrefixKey(576, _names(place % num_replicas)[1]))
         shape = RequestShape(prompt_tokens=800, max_tokens=100, prefixes=keys)
         chosen = assign(shape, book.pools(now_ms), offers, book.holders(shape.prefixes))
         book.note_assigned(chosen.pool, chosen.replica, now_ms)
 
+    for place in range(num_replicas):
+        take(place)
     report_us = _mean_us(take, max(rounds, 2 * num_replicas))
     now_ms = float(max(rounds, 2 * num_replicas))
     offers = tuple(Offer(name) for name in SHARES)

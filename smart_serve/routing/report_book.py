@@ -68,8 +68,9 @@ class ReportBook:
         self._reports[report.replica_id] = report, now_ms
         self._pools.setdefault(report.pool, PoolSums(report.pool)).add(report)
         self.drafters.add(report)
-        if old is None or old[0].prefixes != report.prefixes:
-            for name in report.prefixes:
+        known = () if old is None else old[0].prefixes
+        if known != report.prefixes:
+            for name in set(report.prefixes).difference(known):
                 self._holders.setdefault(name, {})[report.replica_id] = None
         self._expire(now_ms)
 
