@@ -17,7 +17,7 @@ from smart_serve.config import EngineConfig
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.admission import check_request
 from smart_serve.engine.commit import StepCommit
-from smart_serve.engine.drafting import Drafted, Drafting, mean_context
+from smart_serve.engine.drafting import Drafted, Drafting, mean_context, note_roots
 from smart_serve.engine.emission import Emission, failed, finish_chunk, tally_step
 from smart_serve.engine.forward import EagerForward, Forward
 from smart_serve.engine.row_limit import RowLimit
@@ -148,6 +148,8 @@ class Engine:
         verified = try_to_verify(self.model, self._forward, work, drafted)
         if verified is None:
             return self._run_smaller(work, drafted)
+        if verified.drawn.roots is not None:
+            note_roots(work.decodes, verified.drawn.roots)
         emissions, accepted = self._commit(work, drafted, verified)
         step_ms = 1e3 * (time.perf_counter() - clock)
         self._learn(work, drafted, verified, accepted, context, step_ms)

@@ -54,7 +54,13 @@ def _verify(model: TargetModel, forward: Forward, work: StepWork, drafted: Draft
     # Prompt rows, at once: what is not finite must be found before others get its blocks.
     finite = torch.isfinite(hidden.last[num_tree_rows:].sum(dim=-1, dtype=torch.float32))
     sequences = [*work.decodes, *(sequence for _, sequence in finished)]
-    drawn = draw(model.logits(wanted), sequences, drafted.forest, drafted.laws)
+    drawn = draw(
+        model.logits(wanted),
+        sequences,
+        drafted.forest,
+        drafted.laws,
+        wants_roots=drafted.policy == "selector",
+    )
     return Verified(
         hidden,
         step.first_rows,

@@ -25,8 +25,8 @@ class TokenRule(Protocol):
         chooser: Chooser,
         number: int,
     ) -> torch.Tensor:
-        """A token [B] of law `p_target` [B, V], given `draws` [B, K] by `p_draft` (-1: none). Its
-        own decision has this number, and draw k's the one of `number` + 1 + k."""
+        """A token [B] of law `p_target` [B, V], given K ≥ 1 `draws` [B, K] by `p_draft` (-1: none).
+        Its own decision has this number, and draw k's the one of `number` + 1 + k."""
         ...
 
 
@@ -41,7 +41,10 @@ def descend(choose: TokenRule, trees: SampledTrees, chooser: Chooser) -> Verdict
         draws = trees.token_ids[torch.where(children < 0, trees.roots[:1], children)]
         p_target, p_draft = trees.p_target[row], trees.p_draft[row]
         number = depth * DECISIONS_PER_NODE
-        token = choose(p_target, p_draft, draws, trees.draws.with_replacement, chooser, number)
+        if width:
+            token = choose(p_target, p_draft, draws, trees.draws.with_replacement, chooser, number)
+        else:
+            token = chooser.categorical(p_target, number)
         is_hit = draws == token.unsqueeze(1)
         child = torch.where(is_hit, children, -1).amax(dim=1) if width else torch.full_like(row, -1)
         bonus = torch.where(is_done, bonus, token)

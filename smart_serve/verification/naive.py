@@ -24,8 +24,6 @@ def naive(
     number: int,
 ) -> torch.Tensor:
     """See `TokenRule`; only the first draw must be of law `p_draft`."""
-    if draws.shape[1] == 0:
-        return chooser.categorical(p_target, number)
     first = draws[:, 0]
     is_accepted = chooser.bernoulli(accept_probs(p_target, p_draft, first), number + 1)
     rest = torch.where(first.unsqueeze(1) < 0, p_target, residual(p_target, p_draft))

@@ -29,8 +29,6 @@ def spectr(
     number: int,
 ) -> torch.Tensor:
     """See `TokenRule`; the draws must be independent."""
-    if draws.shape[1] == 0:
-        return chooser.categorical(p_target, number)
     counts = (draws >= 0).sum(dim=1, keepdim=True).double()
     scaled = p_target / _rho(p_target, p_draft, counts)
     token = torch.full_like(draws[:, 0], -1)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from engine_rig import Case, make_engine, random_feature_drafter, run_all
 
 from smart_serve.engine.root_features import root_features
 from smart_serve.engine.sequence import Sequence
@@ -42,3 +46,18 @@ def test_distances_of_p_and_q_at_the_root() -> None:
         np.abs(p - q_row).sum(),
     )
     assert got[1] == pytest.approx(expected)
+
+
+def test_a_sequence_carries_them_from_step_to_step(
+    small_llama: Path, llama_cases: list[Case]
+) -> None:
+    engine = make_engine(small_llama, random_feature_drafter(small_llama), "selector")
+    warm = SamplingParams(max_tokens=12, temperature=0.9, seed=1, verification="traversal")
+    sequences = run_all(engine, llama_cases[:2], warm)
+    for sequence in sequences:
+        features = sequence.draft.root_features
+        assert all(map(math.isfinite, features))
+        assert 0.0 < features[4] < 2.0  # Σ|p − q| of a drafter that is not the target.
+    # Greedy requests have no p to compare: their trees are the static ones.
+    (cold,) = run_all(engine, llama_cases[:1], SamplingParams(max_tokens=6))
+    assert all(map(math.isnan, cold.draft.root_features))

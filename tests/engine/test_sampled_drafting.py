@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from draft_doubles import KnowingDrafter, chain
 from engine_rig import Case, answers, make_engine, random_feature_drafter, run_all
 
 from smart_serve.config import rule_objection
+from smart_serve.drafters.ngram import NgramDrafter
 from smart_serve.errors import ClientError
 from smart_serve.messages import GenerateRequest, SamplingParams
 from smart_serve.verification.rules import SAMPLED_RULES
@@ -47,6 +49,31 @@ def test_match_keeps_the_seeds_tokens_on_drawn_trees(
     sequences = run_all(engine, llama_cases, params, every=2)
     assert answers(sequences) == alone
     assert sum(sequence.tally.drafted for sequence in sequences) > 50
+
+
+def test_match_keeps_the_seeds_tokens_when_another_replica_goes_on(
+    small_llama: Path, llama_cases: list[Case]
+) -> None:
+    """With another drafter, under another policy, from any place."""
+    cases = llama_cases[:3]
+    params = [seeded(i) for i in range(len(cases))]
+    alone = answers(run_all(make_engine(small_llama, None, "off"), cases, params))
+    for kept, drafter, policy in (
+        (1, NgramDrafter(None, max_tokens=2_000), "delayed:2,1,2"),
+        (5, random_feature_drafter(small_llama), "smart-drawn"),
+        (9, NgramDrafter(None, max_tokens=2_000), "eagle2"),
+    ):
+        engine = make_engine(small_llama, drafter, policy)
+        resumed = [
+            engine.add(GenerateRequest(
+                request_id=f"r{i}", token_ids=(*case.token_ids, *answer[:kept]), num_resumed=kept,
+                sampling=msgspec.structs.replace(chosen, max_tokens=len(answer) - kept),
+            ))
+            for i, (case, answer, chosen) in enumerate(zip(cases, alone, params, strict=True))
+        ]  # fmt: skip
+        while engine.scheduler.has_work:
+            engine.step()
+        assert answers(resumed) == [answer[kept:] for answer in alone]
 
 
 @pytest.mark.parametrize(("policy", "rule"), LEGAL)
