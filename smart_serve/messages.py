@@ -67,7 +67,7 @@ class SamplingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         ok = math.isfinite(self.temperature) and 0.0 <= self.temperature <= 2.0
         check(ok, "temperature", "between 0 and 2")
         check(math.isfinite(self.top_p) and 0.0 < self.top_p <= 1.0, "top_p", "in (0, 1]")
-        check(self.top_k >= 0, "top_k", "0 (no limit) or more")
+        check(0 <= self.top_k < 2**31, "top_k", "0 (no limit) or more, in 31 bits")
         check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
         # The ranges of the OpenAI API, and vLLM's for the repetition penalty, which it lacks.
         check(0.0 < self.repetition_penalty <= 2.0, "repetition_penalty", "in (0, 2]")

@@ -103,7 +103,7 @@ class GenerationOptions(_Strict, frozen=True):
         None
     )
     """By token id: added to its logit."""
-    top_k: Annotated[int, _told(minimum=0)] | None = None
+    top_k: Annotated[int, _told(minimum=0, maximum=2**31 - 1)] | None = None
     """So many of the likeliest tokens are kept; 0: no limit. This and the next three are beyond
     OpenAI's API, as other servers have them."""
     min_p: Annotated[float, _told(minimum=0, maximum=1)] | None = None
