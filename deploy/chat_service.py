@@ -114,7 +114,7 @@ class ChatService:
         return PreparedAnswer(
             position=position,
             shape=ChatShape(self._head(position)),
-            requests=self._requests(position, prompt, choices, "messages"),
+            requests=self._requests(position, prompt, choices, options.trace, "messages"),
             images=images,
             prompt_tokens=len(prompt.token_ids),
             stream=options.stream,
@@ -157,7 +157,7 @@ class ChatService:
     ) -> AsyncGenerator[TextNews]:
         detokenizer = Detokenizer(self._builder.tokenizer, request.sampling.stop)
         async with aclosing(self._source.stream(request, images)) as chunks:
-            async for item in text_news(chunks, detokenizer, index):
+            async for item in text_news(chunks, detokenizer, index, request.trace):
                 yield item
 
     def _parse_chat(self, body: bytes) -> ParsedChat:
@@ -177,7 +177,7 @@ class ChatService:
         position = _position("cmpl", tuple(itertools.chain.from_iterable(choices)), after)
         requests: list[GenerateRequest] = []
         for prompt, chosen in zip(prompts, choices, strict=True):
-            requests += self._requests(position, prompt, chosen, "prompt")
+            requests += self._requests(position, prompt, chosen, options.trace, "prompt")
         return PreparedAnswer(
             position=position,
             shape=TextShape(self._head(position)),
@@ -222,6 +222,7 @@ class ChatService:
         position: StreamPosition,
         prompt: Prompt,
         choices: Sequence[SamplingParams],
+        trace: bool,
         param: str,
     ) -> tuple[GenerateRequest, ...]:
         check_length(prompt, choices[0].max_tokens, self._context, param)
@@ -232,6 +233,7 @@ class ChatService:
                 token_ids=prompt.token_ids,
                 image_spans=prompt.image_spans,
                 sampling=sampling,
+                trace=trace,
             )
             for sampling in choices
         )
@@ -253,8 +255,8 @@ def _with_seed(options: AnswerOptions, after: StreamPosition | None) -> AnswerOp
 def _check_can_be_repeated(options: AnswerOptions) -> None:
     if not options.stream:
         raise _not_resumed("Last-Event-ID goes with stream = true")
-    if options.sampling.logprobs is not None:
-        raise _not_resumed("a stream with logprobs cannot be gone on with")
+    if options.sampling.logprobs is not None or options.trace:
+        raise _not_resumed("a stream with logprobs or a trace cannot be gone on with")
     if options.sampling.verification != "match":
         raise _not_resumed("only with verification = match does a seed give the same answer again")
 

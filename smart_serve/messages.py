@@ -123,6 +123,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """How many of the last tokens were generated, by a replica that is gone: to the penalties they
     are part of the answer."""
     sampling: SamplingParams = SamplingParams()
+    trace: bool = False
+    """Tell of each decode step what was drafted and what became of it."""
 
 
 class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,6 +168,40 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """The likeliest (token id, log-probability), best first; the emitted one may not be there."""
 
 
+NodeFate = Literal["pruned", "rejected", "accepted"]
+"""Of a draft node: not worth verifying; verified, and the target chose otherwise; part of the
+answer."""
+
+
+class TracedNode(msgspec.Struct, frozen=True, array_like=True):
+    """One draft node of a traced step."""
+
+    token_id: int
+    parent: int
+    """Row of its parent: 0 is the root, the token emitted last before the step; n is the n-th node.
+    Parents come before children."""
+    path_prob: float
+    """How likely, by the controller's belief, the target accepts the path to it."""
+    fate: NodeFate
+
+
+class StepTrace(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step did for one request. Times in ms, of the step of the whole batch."""
+
+    policy: str
+    batch: int
+    """Sequences that decoded together."""
+    batch_nodes: int
+    """Draft nodes verified in the step, over the batch."""
+    nodes: tuple[TracedNode, ...]
+    draft_ms: float
+    verify_ms: float
+    step_ms: float
+    predicted_ms: float
+    plain_ms: float
+    """Predicted for a step without drafts at this batch."""
+
+
 class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
     """The tokens that one step emitted for one request; the last one carries reason and stats.
 
@@ -181,6 +217,8 @@ class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
     stats: RequestStats | None = None
     error: str | None = None
     """Our own words, when `finish_reason` is "error"."""
+    trace: StepTrace | None = None
+    """If it was asked for and the step was a decode step."""
 
 
 class CalibrationCounts(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deploy.step_channel.arrays import WireArray
 from deploy.step_channel.errors import ProtocolError
-from deploy.step_channel.messages import Laws, Propose, Proposed
+from deploy.step_channel.messages import Laws, Propose, Proposed, Trees
 from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, DraftInput, Proposal
 from smart_serve.speculation.draft_laws import DraftLaws
 from smart_serve.speculation.growth import Growth
@@ -98,21 +98,17 @@ def _vectors(
 
 
 def proposal_to_message(number: int, proposal: Proposal) -> Proposed:
-    growth, forest = proposal.growth, proposal.growth.forest
+    growth = proposal.growth
     return Proposed(
         number=number,
-        offsets=_int_column(forest.offsets),
-        token_ids=_int_column(forest.token_ids),
-        parents=_int_column(forest.parents),
-        depths=_int_column(forest.depths),
-        confidences=WireArray.from_numpy(np.asarray(forest.confidences, np.float64)),
-        path_probs=WireArray.from_numpy(np.asarray(forest.path_probs, np.float64)),
+        forest=_forest_to_message(growth.forest),
         best_by_depth=tuple(tuple(map(float, row)) for row in growth.best_by_depth),
         child_mass=tuple(map(float, growth.child_mass)),
         unknown=tuple(map(int, proposal.unknown)),
         layer_ms=tuple(map(float, proposal.layer_ms)),
         layer_rows=tuple(map(int, proposal.layer_rows)),
         laws=None if growth.laws is None else _laws_to_message(growth.laws),
+        considered=None if growth.considered is None else _forest_to_message(growth.considered),
     )
 
 
@@ -121,7 +117,35 @@ def message_to_proposal(message: Proposed, num_inputs: int) -> Proposal:
 
     The inner structure is left to `Proposal.problem`, which the engine asks anyway.
     """
-    forest = Forest(
+    forest = _message_to_forest(message.forest)
+    if forest.num_trees != num_inputs:
+        raise ProtocolError(f"{forest.num_trees} trees for {num_inputs} sequences")
+    if any(not 0 <= index < num_inputs for index in message.unknown):
+        raise ProtocolError("an unknown sequence that was not asked for")
+    laws = None if message.laws is None else _message_to_laws(message.laws)
+    growth = Growth(
+        forest,
+        message.best_by_depth,
+        message.child_mass,
+        laws=laws,
+        considered=None if message.considered is None else _message_to_forest(message.considered),
+    )
+    return Proposal(growth, message.unknown, message.layer_ms, message.layer_rows)
+
+
+def _forest_to_message(forest: Forest) -> Trees:
+    return Trees(
+        offsets=_int_column(forest.offsets),
+        token_ids=_int_column(forest.token_ids),
+        parents=_int_column(forest.parents),
+        depths=_int_column(forest.depths),
+        confidences=WireArray.from_numpy(np.asarray(forest.confidences, np.float64)),
+        path_probs=WireArray.from_numpy(np.asarray(forest.path_probs, np.float64)),
+    )
+
+
+def _message_to_forest(message: Trees) -> Forest:
+    return Forest(
         offsets=_column(message.offsets),
         token_ids=_column(message.token_ids),
         parents=_column(message.parents),
@@ -129,13 +153,6 @@ def message_to_proposal(message: Proposed, num_inputs: int) -> Proposal:
         confidences=_column(message.confidences, "float64"),
         path_probs=_column(message.path_probs, "float64"),
     )
-    if forest.num_trees != num_inputs:
-        raise ProtocolError(f"{forest.num_trees} trees for {num_inputs} sequences")
-    if any(not 0 <= index < num_inputs for index in message.unknown):
-        raise ProtocolError("an unknown sequence that was not asked for")
-    laws = None if message.laws is None else _message_to_laws(message.laws)
-    growth = Growth(forest, message.best_by_depth, message.child_mass, laws=laws)
-    return Proposal(growth, message.unknown, message.layer_ms, message.layer_rows)
 
 
 def _laws_to_message(laws: DraftLaws) -> Laws:

@@ -87,22 +87,29 @@ class Laws(msgspec.Struct, frozen=True, array_like=True):
     with_replacement: bool
 
 
-class Proposed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The `Proposal` that answers `Propose` of the same number; columns as in `Forest`."""
+class Trees(msgspec.Struct, frozen=True, array_like=True):
+    """`Forest`, column by column."""
 
-    number: int
     offsets: WireArray
     token_ids: WireArray
     parents: WireArray
     depths: WireArray
     confidences: WireArray
     path_probs: WireArray
+
+
+class Proposed(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The `Proposal` that answers `Propose` of the same number."""
+
+    number: int
+    forest: Trees
     best_by_depth: tuple[tuple[float, ...], ...]
     child_mass: tuple[float, ...]
     unknown: tuple[int, ...]
     layer_ms: tuple[float, ...]
     layer_rows: tuple[int, ...]
     laws: Laws | None
+    considered: Trees | None
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from smart_serve.errors import ServerError
 from smart_serve.speculation.cost import Curve
-from smart_serve.speculation.growth import Growth
+from smart_serve.speculation.growth import MAX_PRUNED, Growth
 from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.tree import Forest
 
 VectorKind = Literal["none", "images", "hidden", "layers"]
 """What a drafter wants beside the tokens; see `DraftInput.vectors`."""
@@ -74,8 +75,8 @@ class Proposal:
     def problem(self, num_inputs: int, vocab_size: int, plan: GrowthPlan) -> str | None:
         """Why this answer must not be used, or None; see `Forest.problem`."""
         forest = self.growth.forest
-        if forest.num_trees != num_inputs:
-            return f"{forest.num_trees} trees for {num_inputs} sequences"
+        if (miscounted := _count_problem(forest, num_inputs)) is not None:
+            return miscounted
         if any(not 0 <= index < num_inputs for index in self.unknown):
             return "an unknown sequence that was not asked for"
         if len(self.layer_ms) != len(self.layer_rows) or min(self.layer_rows, default=1) < 1:
@@ -83,8 +84,19 @@ class Proposal:
         if not all(0.0 <= ms < math.inf for ms in self.layer_ms):
             return "times that are none"
         problem = forest.problem(vocab_size, plan.max_nodes) or self.growth.problem(plan.max_depth)
-        laws = self.growth.laws
+        considered, laws = self.growth.considered, self.growth.laws
+        if considered is not None:
+            problem = problem or considered.problem(
+                vocab_size, plan.max_nodes + num_inputs * MAX_PRUNED
+            )
+            problem = problem or _count_problem(considered, num_inputs)
         return problem if laws is None else problem or laws.problem(forest, vocab_size)
+
+
+def _count_problem(forest: Forest, num_inputs: int) -> str | None:
+    if forest.num_trees == num_inputs:
+        return None
+    return f"{forest.num_trees} trees for {num_inputs} sequences"
 
 
 @dataclass(frozen=True, slots=True)

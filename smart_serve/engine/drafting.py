@@ -134,6 +134,8 @@ class Drafting:
             plan = _with_draws(plan, asking)
         if policy == "selector":
             plan = _with_roots(plan, asking)
+        if any(sequence.request.trace for sequence in asking):
+            plan = msgspec.structs.replace(plan, traced=True)
         clock = time.perf_counter()
         proposal = self._ask(drafter, feed, asking, plan)
         if proposal is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from smart_serve.engine.scheduler import StepWork
 from smart_serve.engine.sequence import Sequence
+from smart_serve.engine.trace import step_trace
 from smart_serve.messages import FinishReason, TokenChunk, TokenLogprob
 from smart_serve.speculation.controller import SpeculationController, StepObservation
 
@@ -60,6 +61,7 @@ def finish_chunk(emission: Emission) -> Emission:
         finish_reason=sequence.finish_reason,
         stats=sequence.stats() if may_end else None,
         error=sequence.error,
+        trace=sequence.trace,
     )
     return replace(emission, chunk=chunk)
 
@@ -69,6 +71,7 @@ def tally_step(
 ) -> None:
     """Add the step to the tallies of the requests that took part; shared time counts for each."""
     for chunk in work.prefills:
+        chunk.sequence.trace = None
         chunk.sequence.tally.prefill_ms += seen.step_ms
         if chunk.is_last:
             chunk.sequence.tally.target_steps += 1
@@ -92,3 +95,5 @@ def tally_step(
         tally.verify_ms += seen.verify_ms
         tally.plain_ms += plain_ms * (accepted + 1)
         tally.predicted_ms += predicted_ms
+        if sequence.request.trace:
+            sequence.trace = step_trace(i, seen, draft_ms, plain_ms, predicted_ms)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smart_serve.messages import FinishReason, GenerateRequest, RequestStats
+from smart_serve.messages import FinishReason, GenerateRequest, RequestStats, StepTrace
 from smart_serve.models.rope import RopePositions
 
 
@@ -101,6 +101,8 @@ class Sequence:
         self.error: str | None = None
         self.draft = DraftProgress()
         self.tally = StepTally()
+        self.trace: StepTrace | None = None
+        """Of its newest step, if it was a decode step and the request wants to know."""
         self.arrival_s = time.monotonic()
         self.started_s: float | None = None
 

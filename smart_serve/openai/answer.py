@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from smart_serve.openai.logprobs import ChatLogprobs, TextLogprobs
+from smart_serve.openai.trace import SpeculationNews
 from smart_serve.openai.usage import Usage
 
 AnswerEnd = Literal["stop", "length"]
@@ -65,6 +66,8 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     delta: Delta
     finish_reason: AnswerEnd | None = None
     logprobs: ChatLogprobs | None = None
+    speculation: SpeculationNews | UnsetType = UNSET
+    """Only if asked for."""
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +88,8 @@ class TextChoice(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     finish_reason: AnswerEnd | None = None
     logprobs: TextLogprobs | None = None
+    speculation: SpeculationNews | UnsetType = UNSET
+    """Only in a stream, if asked for."""
 
 
 class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):

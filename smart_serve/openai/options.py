@@ -30,6 +30,7 @@ class AnswerOptions(msgspec.Struct, frozen=True, kw_only=True):
     num_choices: int = 1
     stream: bool = False
     usage: UsageEvents = "none"
+    trace: bool = False
 
     def choices(self, prompt_tokens: int, context: int) -> tuple[SamplingParams, ...]:
         """Sampling of each choice. An unasked-for limit fits in the context; what was asked for
@@ -72,6 +73,7 @@ def parse_options(
         num_choices=1 if request.n is None else request.n,
         stream=bool(request.stream),
         usage=_usage_events(request.stream_options),
+        trace=wanted.trace,
     )
 
 
@@ -93,6 +95,9 @@ def _check_options(request: GenerationOptions, limits: Limits) -> None:
         raise ClientError(message, code="invalid_value", param="logit_bias")
     if request.speculation is not None:
         _check_speculation(request.speculation)
+        if request.speculation.trace and not request.stream:
+            message = "a trace needs stream = true"
+            raise ClientError(message, code="invalid_value", param="speculation.trace")
 
 
 def _check_speculation(wanted: SpeculationOptions) -> None:

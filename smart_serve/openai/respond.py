@@ -17,6 +17,7 @@ from smart_serve.openai.logprobs import TokenLogprobs, score
 from smart_serve.openai.shapes import AnswerShape, ChoiceText, TextNews
 from smart_serve.openai.sse import DONE, sse_event
 from smart_serve.openai.stream_position import Place, StreamPosition, missing
+from smart_serve.openai.trace import speculation_news
 from smart_serve.openai.usage import Usage, UsageEvents, build_usage
 
 
@@ -42,9 +43,13 @@ class Tally:
 
 
 async def text_news(
-    chunks: AsyncIterator[TokenChunk], detokenizer: Detokenizer, index: int = 0
+    chunks: AsyncIterator[TokenChunk],
+    detokenizer: Detokenizer,
+    index: int = 0,
+    traced: bool = False,
 ) -> AsyncGenerator[TextNews]:
-    """Turns one choice's tokens into text and ends at the first stop string.
+    """Turns one choice's tokens into text and ends at the first stop string. `traced`: there is
+    news of every step, and tells what the step did.
 
     It does not close `chunks`: the caller owns that iterator, and closing it is what frees the
     sequence after a stop string. Errors: ServerError when the engine failed or ended too early.
@@ -56,16 +61,17 @@ async def text_news(
         num_tokens += len(chunk.token_ids)
         if chunk.logprobs:
             scores = (scores or ()) + score(chunk, detokenizer.tokenizer)
+        told = speculation_news(chunk, detokenizer.tokenizer) if traced else UNSET
         text = detokenizer.push(chunk.token_ids)
         if end is not None:
             text += detokenizer.flush()
         if detokenizer.finished_by_stop:
             end = "stop"
         if end is not None:
-            yield TextNews(index, text, end, scores, offset, chunk.stats, num_tokens)
+            yield TextNews(index, text, end, scores, offset, told, chunk.stats, num_tokens)
             return
-        if text:
-            yield TextNews(index, text, None, scores, offset, None, num_tokens)
+        if text or traced:
+            yield TextNews(index, text, None, scores, offset, told, None, num_tokens)
             if scores is not None:
                 # What is held back keeps its scores with it.
                 offset += sum(len(one.token) for one in scores)

@@ -76,6 +76,9 @@ class SpeculationOptions(_Strict, frozen=True):
     policy: str | None = None
     """Which draft trees are grown; null: the server's."""
     verification: str | None = None
+    trace: bool = False
+    """Each event of the stream also tells, under `speculation`, which of its tokens were drafted,
+    and the draft tree of its step."""
 
 
 class ResponseFormat(msgspec.Struct, frozen=True):

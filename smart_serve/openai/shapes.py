@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from smart_serve.messages import RequestStats
 from smart_serve.openai.answer import (
@@ -23,6 +23,7 @@ from smart_serve.openai.answer import (
     TextCompletion,
 )
 from smart_serve.openai.logprobs import ChatLogprobs, TokenLogprobs, text_logprobs
+from smart_serve.openai.trace import SpeculationNews
 from smart_serve.openai.usage import Usage
 
 
@@ -36,6 +37,8 @@ class ChoiceText(msgspec.Struct, frozen=True):
     """Of the tokens that the text is made of; None: nobody asked."""
     offset: int = 0
     """Characters of the answer before the first of `scores`."""
+    speculation: SpeculationNews | UnsetType = UNSET
+    """Of the step that this is news of; unset: nobody asked."""
 
 
 class TextNews(ChoiceText, frozen=True):
@@ -95,9 +98,13 @@ class ChatShape:
         yield self._chunk(ChatChunkChoice(index=index, delta=delta), usage=usage)
 
     def news(self, choice: ChoiceText, usage: StreamedUsage) -> Iterable[ChatChunk]:
-        if choice.text or choice.scores:
-            delta, logprobs = Delta(content=choice.text), _chat_logprobs(choice)
-            news = ChatChunkChoice(index=choice.index, delta=delta, logprobs=logprobs)
+        if choice.text or choice.scores or choice.speculation is not UNSET:
+            news = ChatChunkChoice(
+                index=choice.index,
+                delta=Delta(content=choice.text),
+                logprobs=_chat_logprobs(choice),
+                speculation=choice.speculation,
+            )
             yield self._chunk(news, usage=usage)
         if choice.end is not None:
             end = ChatChunkChoice(index=choice.index, delta=Delta(), finish_reason=choice.end)
@@ -155,4 +162,5 @@ def _text_choice(choice: ChoiceText) -> TextChoice:
         text=choice.text,
         finish_reason=choice.end,
         logprobs=None if scores is None else text_logprobs(scores, choice.offset),
+        speculation=choice.speculation,
     )

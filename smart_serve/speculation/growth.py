@@ -99,11 +99,16 @@ class Growth:
     """Wall clock that the policy took; 0 where the trees were grown in another process."""
     laws: DraftLaws | None = None
     """Of trees that were drawn."""
+    considered: Forest | None = None
+    """The same trees with the `MAX_PRUNED` best candidates of each that are not to be verified; for
+    plans that ask."""
 
     def spread(self, num_trees: int, places: Sequence[int]) -> Growth:
         """The same trees at `places` (increasing) among `num_trees`; the others are empty."""
         laws = None if self.laws is None else self.laws.spread(places)
-        return replace(self, forest=self.forest.spread(num_trees, places), laws=laws)
+        considered = None if self.considered is None else self.considered.spread(num_trees, places)
+        forest = self.forest.spread(num_trees, places)
+        return replace(self, forest=forest, laws=laws, considered=considered)
 
     def problem(self, max_depth: int) -> str | None:
         """Why nothing must be learnt from the profile, or None (the forest has its own check)."""
@@ -119,6 +124,8 @@ class Growth:
 
 PROFILE_WIDTH = 4
 """Candidates per depth that the profile keeps; a fifth one seldom holds 1 % of the mass."""
+MAX_PRUNED = 16
+"""What a picture of a tree has room for."""
 
 
 class TreeGrower(ABC):
@@ -169,10 +176,19 @@ class TreeGrower(ABC):
     def finish(self) -> Growth:
         """The trees to verify."""
         clock = time.perf_counter()
-        forest = self._forest(self._offered()) if self.layers else self._nothing()
+        chosen = self._offered() if self.layers else np.empty(0, np.int64)
+        forest = self._forest(chosen) if self.layers else self._nothing()
         profile = self._profile()
         policy_ms = 1e3 * (self._policy_s + time.perf_counter() - clock)
-        return Growth(forest, profile, tuple(self.child_mass), policy_ms)
+        considered = self._considered(chosen) if self.plan.traced and self.layers else None
+        return Growth(forest, profile, tuple(self.child_mass), policy_ms, considered=considered)
+
+    def _considered(self, chosen: IntArray) -> Forest:
+        others = np.setdiff1d(np.flatnonzero(self.column("confidences") > 0.0), chosen)
+        # A parent is no less likely than its children, and comes before them: these are trees.
+        trees, path_probs = self.column("trees")[others], self.column("path_probs")[others]
+        pruned = others[top_per_tree(trees, path_probs, MAX_PRUNED)]
+        return self._forest(np.union1d(chosen, pruned))
 
     def _offered(self) -> IntArray:
         """What is chosen, without the padding of drafters that had less to offer."""

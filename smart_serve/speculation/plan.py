@@ -57,6 +57,8 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Per tree, what the drafter's distribution is drawn at."""
     root_features: tuple[tuple[float, ...], ...] = ()
     """Per tree, for the selector; see `smart_serve.speculation.selector`."""
+    traced: bool = False
+    """Also tell the best candidates that are not to be verified: somebody looks at the trees."""
 
     def of_trees(self, places: Sequence[int]) -> GrowthPlan:
         """The plan for these of its trees alone."""

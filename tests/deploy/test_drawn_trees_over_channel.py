@@ -1,4 +1,5 @@
-"""A drafter in another process draws what one in this process draws, and says from what."""
+"""A drafter in another process draws what one in this process draws, and says from what; and it
+tells the candidates that are not to be verified, if asked."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ TEXT = np.asarray([1, 2, 3, 1, 2, 4, 1, 2, 3, 5, 1, 2], np.int64)
 def test_the_laws_cross_the_channel(policy: str) -> None:
     plan = GrowthPlan(
         policy=policy, max_nodes=64, max_depth=3, top_k=8,
-        draw_seeds=(3, 4, 2**53 - 1), temperatures=(1.0, 0.5, 2.0),
+        draw_seeds=(3, 4, 2**53 - 1), temperatures=(1.0, 0.5, 2.0), traced=True,
     )  # fmt: skip
     # The second sequence is not held up to its start: its tree is empty, and the others' seeds and
     # temperatures stay theirs.
@@ -42,6 +43,12 @@ def test_the_laws_cross_the_channel(policy: str) -> None:
     assert own is not None
     for field in dataclasses.fields(own):
         assert np.array_equal(getattr(laws, field.name), getattr(own, field.name))
+    considered, own_considered = proposal.growth.considered, expected.growth.considered
+    assert considered is not None
+    assert own_considered is not None
+    for field in dataclasses.fields(own_considered):
+        assert np.array_equal(getattr(considered, field.name), getattr(own_considered, field.name))
+    assert considered.sizes.tolist()[1] == 0 < considered.num_nodes
     assert proposal.problem(3, 10, plan) is None
     assert proposal.unknown == (1,)
     assert set(laws.trees.tolist()) == {0, 2}

@@ -37,6 +37,9 @@ def unavailable(proposal: Proposal) -> Proposal:
 
 
 NONSENSE: dict[str, Spoil] = {
+    "candidates of trees that are none": lambda p: replace(
+        p, growth=replace(p.growth, considered=Forest.empty(0))
+    ),
     "no trees": lambda p: replace(p, growth=Growth(Forest.empty(0), (), ())),
     "a tree too many": lambda p: replace(
         p, growth=Growth(p.growth.forest.spread(p.growth.forest.num_trees + 1, range(
