@@ -54,6 +54,14 @@ def build(args: AppArgs) -> Application:
     return _ingress(args).bind(args, pools, router, vision, load_keys(args.api_keys_file))
 
 
+def deployments(args: AppArgs) -> list[Deployment]:
+    """What `build` deploys, for those who want to know beforehand."""
+    router = _deployment(args, RouterReplica, "router", args.router_cpus)
+    drafters = [_drafter(args)] if args.drafts_remotely else []
+    targets = [_target(args, pool) for pool in args.pools]
+    return [_ingress(args), router, _vision(args), *drafters, *targets]
+
+
 def _ingress(args: AppArgs) -> Deployment:
     return _deployment(
         args,

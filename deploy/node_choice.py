@@ -8,6 +8,8 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Labels = dict[str, str]
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
+"""By which Ray tells what a node has."""
 
 
 class NodeChoice(BaseModel):

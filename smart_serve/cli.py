@@ -1,4 +1,7 @@
-"""The `smart-serve` command. Talks to a running server over HTTP; loads nothing heavy."""
+"""Serve multimodal LLMs with tree speculative decoding: ask, look, measure, check.
+
+A server is started with Ray Serve: `serve run deploy.app:build`, or deploy/quickstart.sh.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +10,31 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from smart_serve.client import chat_body, data_url, delta_text, get_json, stream_chat
+from smart_serve.commands import completion
 from smart_serve.errors import SmartServeError
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-_COLUMNS: tuple[str, ...] = (
-    *("pool", "replica_id", "device_type", "running", "waiting", "tokens_per_s", "step_ms"),
-    *("nodes_per_step", "accepted_per_step", "free_blocks", "total_blocks"),
-)
-
 _COMMANDS = {
+    "ask": ("smart_serve.commands.ask", "ask a running server about a picture, or just ask"),
+    "status": ("smart_serve.commands.status", "show the load of every target replica"),
+    "check": ("deploy.check", "say what a configuration would place where, and what is missing"),
     "bench": ("smart_serve.bench.command", "measure policies against each other"),
     "profile": ("smart_serve.bench.profile", "measure, keep and show what steps cost here"),
     "train-selector": ("smart_serve.selection.command", "train policy `selector` for a drafter"),
     "simulate": ("smart_serve.bench.simulate", "policies over synthetic devices and drafters"),
     "simulate-cluster": ("smart_serve.bench.simulate_cluster", "routers over fleets of mixed GPUs"),
+    "completion": ("smart_serve.commands.completion", "print a completion script for a shell"),
 }
-"""Commands that live elsewhere: module with `add_arguments(parser)` and `run(options)`, summary."""
+"""Module with `add_arguments(parser)` and `run(options)`, and summary; loaded when it is asked for,
+since some load much. The server itself is not needed here: `deploy` is named, never imported."""
 
 
 class _Parser(argparse.ArgumentParser):
     """Tells what is wrong with an option in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,74 +57,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """What a command line asks for; `run` is the function that does it."""
-    parser = _Parser(prog="smart-serve", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="command")
-    _add_ask(commands)
-    _add_status(commands)
-    for name, (module, summary) in _COMMANDS.items():
-        command = commands.add_parser(name, help=summary)
+    parser = _Parser(
+        prog="smart-serve",
+        description=__doc__,
+        epilog="smart-serve COMMAND --help tells a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="command", title="commands")
+    for name, (_, summary) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=_sentence(summary))
         if words and words[0] == name:
-            # Only now: such a command may load much, and needs time for it.
-            loaded = importlib.import_module(module)
-            loaded.add_arguments(command)
-            command.set_defaults(run=loaded.run)
+            _fill(command, name)
     return parser.parse_args(words)
 
 
-def _add_ask(commands: argparse._SubParsersAction[_Parser]) -> None:
-    parser = commands.add_parser("ask", help="ask about a picture, or just ask")
-    parser.add_argument("text", help="the question")
-    parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE")
-    parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
-    parser.add_argument("--model", help="as the server names it; not needed where it serves one")
-    parser.add_argument("--max-tokens", type=int, default=256, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--policy", help="speculation policy of this request")
-    parser.set_defaults(run=_ask)
+def _fill(parser: argparse.ArgumentParser, name: str) -> None:
+    module = importlib.import_module(_COMMANDS[name][0])
+    module.add_arguments(parser)
+    parser.set_defaults(run=_complete if module is completion else module.run)
 
 
-def _ask(options: argparse.Namespace) -> None:
-    url = options.url.rstrip("/")
-    model = options.model or get_json(f"{url}/v1/models")["data"][0]["id"]
-    fields: dict[str, Any] = {"max_tokens": options.max_tokens, "temperature": options.temperature}
-    if options.seed is not None:
-        fields["seed"] = options.seed
-    if options.policy is not None:
-        fields["speculation"] = {"policy": options.policy}
-    usage = None
-    for event in stream_chat(
-        url, chat_body(model, options.text, map(data_url, options.image), **fields)
-    ):
-        print(delta_text(event), end="", flush=True)
-        usage = event.get("usage") or usage
-    print()
-    if usage is not None and "speculation" in usage:
-        told = usage["speculation"]
-        print(
-            f"[{usage['completion_tokens']} tokens in {told['target_steps']} target steps, "
-            f"{told['tokens_per_step']:.2f} tokens per step]",
-            file=sys.stderr,
-        )
+def _complete(options: argparse.Namespace) -> None:
+    filled = {name: _Parser(prog=name) for name in _COMMANDS}
+    for name, parser in filled.items():
+        _fill(parser, name)
+    print(completion.script(options.shell, filled), end="")
 
 
-def _add_status(commands: argparse._SubParsersAction[_Parser]) -> None:
-    parser = commands.add_parser("status", help="show the load of every target replica")
-    parser.add_argument("--url", default=DEFAULT_URL, help="of the server (%(default)s)")
-    parser.set_defaults(run=_status)
-
-
-def _status(options: argparse.Namespace) -> None:
-    rows = [_COLUMNS]
-    for replica in get_json(f"{options.url.rstrip('/')}/status")["replicas"]:
-        report = replica["report"]
-        cells = (report[name] for name in _COLUMNS)
-        rows.append(tuple(f"{x:.1f}" if isinstance(x, float) else str(x) for x in cells))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+def _sentence(summary: str) -> str:
+    return summary[0].upper() + summary[1:] + "."
 
 
 if __name__ == "__main__":

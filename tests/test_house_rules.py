@@ -26,7 +26,7 @@ GLOBAL_RANDOM = re.compile(
     r"|random\.(random|randint|choice|choices|shuffle|seed|uniform|sample)|torch\.manual_seed"
 )
 OUR_PLACES = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/[\w.]+")
-IMPORTED_AS = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
+IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "huggingface-hub": "huggingface_hub"}
 """Distributions whose package has another name."""
 TOOLS = {"ruff", "mypy", "pytest-asyncio"}
 """They are run, not imported."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def test_status_shows_the_replica(app: ServedApp, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.serve
+def test_answers_and_load_are_told_as_json(
+    app: ServedApp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = ["ask", "--url", app.url, "--json", "--max-tokens", "8", "How many circles?"]
+    assert main(question) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["text"]
+    assert told["usage"]["completion_tokens"] > 0
+    assert main(["status", "--url", app.url, "--json"]) == 0
+    (replica,) = json.loads(capsys.readouterr().out)["replicas"]
+    assert replica["report"]["pool"] == "default"
+
+
+@pytest.mark.serve
 def test_bench_measures_a_running_server(app: ServedApp, tmp_path: Path) -> None:
     work, figures = tmp_path / "work.jsonl", tmp_path / "figures.json"
     work.write_text('{"prompt": "How many shapes are there?", "max_tokens": 8}\n')
@@ -62,3 +77,34 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         assert err.count("\n") == 1
     with pytest.raises(SystemExit):
         main(["nonsense"])
+
+
+COMPLETED = {
+    "smart-serve ch": "check",
+    "smart-serve check --loc": "--local",
+    "smart-serve ask --max": "--max-tokens",
+    "smart-serve bench --dtype bf": "bfloat16",
+    "smart-serve completion z": "zsh",
+    "smart-serve check nothing-like-this": "",
+}
+
+
+def test_bash_completes_commands_options_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    for line, completed in COMPLETED.items():
+        words = line.split()
+        press = f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _smart_serve"
+        run = ["bash", "-c", f'{script}\n{press}; echo "${{COMPREPLY[@]}}"']
+        assert subprocess.check_output(run, text=True).strip().startswith(completed), line
+        assert (completed != "") or subprocess.check_output(run, text=True).strip() == ""
+
+
+def test_help_tells_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    for name in ("ask", "status", "check", "bench", "profile", "simulate", "completion"):
+        assert f"\n    {name} " in out
+        assert max(map(len, out.splitlines())) < 100
