@@ -17,11 +17,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from deploy.chat_service import ChatService, PreparedAnswer
+from deploy.console.files import PAGE, console_file
 from deploy.gate import GuardedRoute, Handler, RequestRecord, error_reply, json_reply
 from deploy.keys import KeyRing
 from deploy.pool_state import PoolState
 from deploy.room import Room
-from deploy.routes import OPENAPI, ROUTES, Health, Liveness, Status
+from deploy.routes import CONSOLE_ROUTES, OPENAPI, ROUTES, Health, Liveness, Status
 from deploy.routes import Route as RouteEntry
 from smart_serve.errors import ClientError, ServerError, SmartServeError
 from smart_serve.openai.respond import Tally, sse_answer, whole_answer
@@ -64,6 +65,8 @@ class HttpApi:
             "live": self._live,
             "status": self._status,
             "openapi": self._openapi,
+            "console": self._console,
+            "consoleFile": self._console_file,
         }
 
     async def _chat(self, request: Request, record: RequestRecord) -> Response:
@@ -128,6 +131,12 @@ class HttpApi:
     async def _openapi(self, request: Request, record: RequestRecord) -> Response:
         return Response(OPENAPI, media_type="application/json")
 
+    async def _console(self, request: Request, record: RequestRecord) -> Response:
+        return console_file(PAGE)
+
+    async def _console_file(self, request: Request, record: RequestRecord) -> Response:
+        return console_file(request.path_params["file"])
+
     async def _body(self, request: Request) -> bytes:
         limits = self._service.limits
         try:
@@ -146,7 +155,8 @@ def build_http_app(service: ChatService, cluster: Cluster, keys: KeyRing) -> Sta
         handler = handlers[one.operation]
         return GuardedRoute(keys, one.access, one.path, handler, room if one.request else None)
 
-    routes = [Route(one.path, guarded(one), methods=[one.method]) for one in ROUTES]
+    table = (*ROUTES, *CONSOLE_ROUTES)
+    routes = [Route(one.path, guarded(one), methods=[one.method]) for one in table]
 
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -158,7 +158,7 @@ def _ask(url: str, body: dict[str, Any], show: bool = False) -> tuple[dict[str, 
 
 def _serve_on(url: str) -> None:
     print(f"""
-Serving on {url} until Ctrl-C. Try:
+Serving on {url} until Ctrl-C. Open {url}/console in a browser, or try:
   .venv/bin/smart-serve ask --url {url} --image {EXAMPLE_PICTURE} "How many shapes are there?"
   .venv/bin/smart-serve status --url {url}
   or any OpenAI client with base_url={url}/v1""")

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from deploy.args import AppArgs, PoolArgs
 from deploy.keys import ApiKey
 from deploy.node_choice import NodeChoice
-from deploy.routes import OPENAPI, ROUTES
+from deploy.routes import CONSOLE_ROUTES, OPENAPI, ROUTES
 from smart_serve.config import EngineConfig, SpeculationConfig
 from smart_serve.limits import Limits
 from smart_serve.messages import RequestStats, SamplingParams
@@ -79,7 +79,7 @@ def _own_schema(kind: type) -> Schema:
 
 def _route_rows() -> Iterator[tuple[str, ...]]:
     yield "route", "who may call it", "what"
-    for route in ROUTES:
+    for route in (*ROUTES, *CONSOLE_ROUTES):
         path = route.path.replace(":path}", "}")
         yield f"`{route.method} {path}`", route.access, route.summary
 

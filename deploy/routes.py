@@ -140,4 +140,24 @@ ROUTES: tuple[Route, ...] = (
     ),
 )
 
+CONSOLE_ROUTES: tuple[Route, ...] = (
+    Route(
+        method="GET",
+        path="/console",
+        operation="console",
+        summary="The console, a page for people; its calls ask for the key",
+        answer=str,
+        access="public",
+    ),
+    Route(
+        method="GET",
+        path="/console/{file}",
+        operation="consoleFile",
+        summary="The console's scripts and styles",
+        answer=str,
+        access="public",
+    ),
+)
+"""For people with a browser: no part of the API, which the OpenAPI document describes."""
+
 OPENAPI: bytes = msgspec.json.encode(openapi_document(ROUTES))

@@ -17,6 +17,13 @@ for argument in "$@"; do
   esac
 done
 
+# The console's tests drive a browser; without one they are skipped, and say so.
+if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "Installing Debian's Chromium (once) ..."
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } >/dev/null ||
+    echo "Chromium could not be installed" >&2
+fi
+
 # Most models under test are tiny: threads cost them more than they bring.
 export OMP_NUM_THREADS=1
 export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=disabled HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

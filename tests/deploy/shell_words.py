@@ -10,11 +10,11 @@ from pathlib import Path
 
 import deploy
 from deploy.args import AppArgs
-from deploy.routes import ROUTES
+from deploy.routes import CONSOLE_ROUTES, ROUTES
 from smart_serve.cli import parse
 
 ROOT = Path(deploy.__file__).resolve().parents[1]
-_PATHS = [re.compile(re.sub(r"\{.*?\}", ".+", route.path)) for route in ROUTES]
+_PATHS = [re.compile(re.sub(r"\{.*?\}", ".+", route.path)) for route in (*ROUTES, *CONSOLE_ROUTES)]
 
 
 def check_script(script: str) -> None:

@@ -17,7 +17,7 @@ from test_keys import key
 
 from deploy.gate import GuardedRoute
 from deploy.keys import KeyRing
-from deploy.routes import ROUTES
+from deploy.routes import CONSOLE_ROUTES, ROUTES
 
 GUEST, OPERATOR, BUSY = "guest-key-0123456789", "operator-key-0123456789", "busy-key-0123456789"
 ALICE = "Alice's blood pressure is 180 over 110"
@@ -51,11 +51,11 @@ def url(gated: Starlette) -> Iterator[str]:
 
 
 def path_of(route: str) -> str:
-    return re.sub(r"\{[^}]*\}", "smart-serve-bundled", route)
+    return re.sub(r"\{[^}]*\}", "smart-serve-bundled", route.replace("{file}", "console.js"))
 
 
 def test_every_route_of_the_application_is_in_the_table_and_guarded(gated: Starlette) -> None:
-    table = {(route.method, route.path) for route in ROUTES}
+    table = {(route.method, route.path) for route in (*ROUTES, *CONSOLE_ROUTES)}
     found = set()
     for route in gated.routes:
         assert isinstance(route, Route)
@@ -66,7 +66,7 @@ def test_every_route_of_the_application_is_in_the_table_and_guarded(gated: Starl
 
 def test_without_a_key_only_public_routes_answer(url: str) -> None:
     public = set()
-    for route in ROUTES:
+    for route in (*ROUTES, *CONSOLE_ROUTES):
         for value in (
             b"",
             b"Bearer",
@@ -84,7 +84,7 @@ def test_without_a_key_only_public_routes_answer(url: str) -> None:
                 assert answer.status_code == 401, route.path
                 assert answer.headers["www-authenticate"] == "Bearer"
                 assert answer.json()["error"]["type"] == "authentication_error"
-    assert public == {"/health", "/live", "/openapi.json"}
+    assert public == {"/health", "/live", "/openapi.json", "/console", "/console/{file}"}
 
 
 def test_without_a_key_nobody_learns_which_paths_there_are(url: str) -> None:

@@ -1,0 +1,1 @@
+"""The console: one page, plain modules and styles, served by the ingress as they lie here."""
