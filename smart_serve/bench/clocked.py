@@ -36,7 +36,8 @@ class ClockedController(SpeculationController):
         return plan
 
     def observe(self, seen: StepObservation) -> None:
-        self.predicted_ms = self.predicted_step_ms(seen) if seen.is_mostly_decoding else None
+        predicted_ms = self.predicted_cost(seen).total_ms
+        self.predicted_ms = predicted_ms if seen.is_mostly_decoding else None
         clock = time.perf_counter()
         super().observe(seen)
         self.spent_ms += 1e3 * (time.perf_counter() - clock)

@@ -47,7 +47,10 @@ class Drafted:
     growth: Growth | None = None
     layer_rows: tuple[int, ...] = ()
     layer_ms: tuple[float, ...] = ()
-    elapsed_ms: float = 0.0
+    plan_ms: float = 0.0
+    """The controller's decision."""
+    propose_ms: float = 0.0
+    """From the question to the drafter until its answer."""
 
     @property
     def laws(self) -> DraftLaws | None:
@@ -92,6 +95,8 @@ class Drafting:
         self._model = model
         self.drafter: Drafter | None = None
         self._feed: DraftFeed | None = None
+        self.failures = 0
+        """Steps to which the drafter gave no trees that could be used."""
 
     def set_controller(self, controller: SpeculationController) -> None:
         self._controller = controller
@@ -122,7 +127,9 @@ class Drafting:
         places = [i for i in places if self._policy(decodes[i]) == policy]
         asking = [decodes[i] for i in places]
         catch_up_rows = sum(map(feed.num_new, asking))
+        clock = time.perf_counter()
         plan = self._controller.plan(policy, len(decodes), context, catch_up_rows)
+        plain = replace(plain, plan_ms=1e3 * (time.perf_counter() - clock))
         if plan is None:
             return plain
         drawn = sampled_shape(policy)
@@ -139,6 +146,7 @@ class Drafting:
         clock = time.perf_counter()
         proposal = self._ask(drafter, feed, asking, plan)
         if proposal is None:
+            self.failures += 1
             return plain
         placed = proposal.growth.spread(len(decodes), places)
         return Drafted(
@@ -147,7 +155,8 @@ class Drafting:
             growth=placed,
             layer_rows=proposal.layer_rows,
             layer_ms=proposal.layer_ms,
-            elapsed_ms=1e3 * (time.perf_counter() - clock),
+            plan_ms=plain.plan_ms,
+            propose_ms=1e3 * (time.perf_counter() - clock),
         )
 
     def forget(self, sequence: Sequence) -> None:

@@ -9,7 +9,7 @@ from smart_serve.engine.scheduler import StepWork
 from smart_serve.engine.sequence import Sequence
 from smart_serve.engine.trace import step_trace
 from smart_serve.messages import FinishReason, TokenChunk, TokenLogprob
-from smart_serve.speculation.controller import SpeculationController, StepObservation
+from smart_serve.speculation.controller import StepObservation, StepPrice
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,9 +66,7 @@ def finish_chunk(emission: Emission) -> Emission:
     return replace(emission, chunk=chunk)
 
 
-def tally_step(
-    work: StepWork, seen: StepObservation, draft_ms: float, controller: SpeculationController
-) -> None:
+def tally_step(work: StepWork, seen: StepObservation, price: StepPrice | None) -> None:
     """Add the step to the tallies of the requests that took part; shared time counts for each."""
     for chunk in work.prefills:
         chunk.sequence.trace = None
@@ -76,12 +74,11 @@ def tally_step(
         if chunk.is_last:
             chunk.sequence.tally.target_steps += 1
             chunk.sequence.tally.tree_sizes.append(0)
-    if not work.decodes:
+    if price is None:
         return
-    plain_ms = controller.plain_step_ms(seen.batch, seen.context)
     # A step that also prefills is slower than the tables of a decode step know; it is counted at
     # what it took, on both sides.
-    predicted_ms = controller.predicted_step_ms(seen) if not work.prefills else seen.step_ms
+    predicted_ms = price.predicted.total_ms if not work.prefills else seen.step_ms
     for i, sequence in enumerate(work.decodes):
         begin, end = int(seen.forest.offsets[i]), int(seen.forest.offsets[i + 1])
         accepted = int(seen.accepted[begin:end].sum())
@@ -91,9 +88,9 @@ def tally_step(
         tally.accepted += accepted
         tally.tree_sizes.append(end - begin)
         tally.decode_ms += seen.step_ms
-        tally.draft_ms += draft_ms
+        tally.draft_ms += seen.propose_ms
         tally.verify_ms += seen.verify_ms
-        tally.plain_ms += plain_ms * (accepted + 1)
+        tally.plain_ms += price.plain_ms * (accepted + 1)
         tally.predicted_ms += predicted_ms
         if sequence.request.trace:
             sequence.trace = step_trace(i, seen, draft_ms, plain_ms, predicted_ms)

@@ -23,6 +23,7 @@ from smart_serve.engine.forward import EagerForward, Forward
 from smart_serve.engine.row_limit import RowLimit
 from smart_serve.engine.scheduler import Scheduler, StepWork
 from smart_serve.engine.sequence import Sequence, State
+from smart_serve.engine.totals import EngineTotals
 from smart_serve.engine.verify import Verified, try_to_verify
 from smart_serve.errors import OverloadedError
 from smart_serve.messages import GenerateRequest, SpeculationPlan
@@ -64,7 +65,8 @@ class Engine:
         self._forward = forward or EagerForward(model, cache)
         self._row_limit = RowLimit()
         self.last_step: StepObservation | None = None
-        """Of the newest step with decoding sequences."""
+        """What the newest step was like, if it had decoding sequences."""
+        self.totals = EngineTotals()
         self._next_id = 0
         self.set_drafter(drafter)
 
@@ -130,11 +132,13 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Emission]:
         """schedule → propose → verify → commit → emit."""
+        self.last_step = None
         work = self.scheduler.schedule()
         if work.is_empty:
             return []
         emissions = self._run(work)
         self._row_limit.end_step()
+        self.totals.tokens += sum(len(emission.token_ids) for emission in emissions)
         return [finish_chunk(emission) for emission in emissions]
 
     def _run(self, work: StepWork) -> list[Emission]:
@@ -213,12 +217,17 @@ class Engine:
             verify_ms=verified.elapsed_ms,
             step_ms=step_ms,
             prefill_tokens=sum(chunk.length for chunk in work.prefills),
+            plan_ms=drafted.plan_ms,
+            propose_ms=drafted.propose_ms,
         )
-        tally_step(work, seen, drafted.elapsed_ms, self.controller)
+        clock = time.perf_counter()
+        price = self.controller.price(seen) if work.decodes else None
+        tally_step(work, seen, price)
         if work.decodes:
             self.last_step = seen
         if work.decodes and not self._row_limit.is_set:
             self.controller.observe(seen)
+        self.totals.add_step(seen, price, learn_ms=1e3 * (time.perf_counter() - clock))
 
     def _release(self, sequence: Sequence) -> None:
         if sequence.finish_reason == "error":
@@ -227,3 +236,4 @@ class Engine:
             self.cache.clear(self.scheduler.pool.disown(sequence.blocks))
         self.scheduler.finish(sequence)
         self.drafting.forget(sequence)
+        self.totals.add_ended(sequence)

@@ -6,8 +6,9 @@ import time
 
 import msgspec
 
-from smart_serve.engine.scheduler import Scheduler
-from smart_serve.speculation.controller import SpeculationController, StepObservation
+from smart_serve.engine.engine import Engine
+from smart_serve.engine.totals import EngineTotals
+from smart_serve.speculation.controller import StepObservation
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +33,9 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     plain_steps: tuple[tuple[int, float], ...]
     prompt_token_ms: float
     learnt_steps: int
+    draft_failures: int
+    """Steps to which the drafter gave no trees that could be used."""
+    totals: EngineTotals
 
 
 class StepRates:
@@ -76,8 +80,9 @@ class StepRates:
             self._window_start_s, self._window_tokens = now, 0
         return self._tokens_per_s
 
-    def load(self, scheduler: Scheduler, controller: SpeculationController) -> EngineLoad:
-        """The averages beside the scheduler's counts and the controller's prices."""
+    def load(self, engine: Engine) -> EngineLoad:
+        """The averages beside the engine's counts and its controller's prices."""
+        scheduler, controller = engine.scheduler, engine.controller
         places = scheduler.max_running
         batches = sorted({1, max(1, places // 4), places})
         return EngineLoad(
@@ -100,4 +105,6 @@ class StepRates:
             plain_steps=tuple((b, controller.plain_step_ms(b, self.context)) for b in batches),
             prompt_token_ms=controller.prompt_token_ms(self.context),
             learnt_steps=controller.learnt_steps,
+            draft_failures=engine.drafting.failures,
+            totals=engine.totals.copy(),
         )

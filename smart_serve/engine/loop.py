@@ -115,7 +115,7 @@ class EngineLoop:
 
     def load(self) -> EngineLoad:
         """A snapshot; may be read from any thread."""
-        return self._rates.load(self._engine.scheduler, self._engine.controller)
+        return self._rates.load(self._engine)
 
     def calibration_counts(self) -> CalibrationCounts:
         """What has been learnt of the drafter; may be read from any thread."""

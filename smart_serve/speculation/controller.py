@@ -50,6 +50,38 @@ this many."""
 
 
 @dataclass(frozen=True, slots=True)
+class StepCost:
+    """The parts of a step's time, as the tables divide it; measured, or predicted. In ms."""
+
+    verify_ms: float = 0.0
+    draft_ms: float = 0.0
+    overhead_ms: float = 0.0
+    """All else: host work and the wire."""
+
+    @property
+    def total_ms(self) -> float:
+        return self.verify_ms + self.draft_ms + self.overhead_ms
+
+    def __add__(self, other: StepCost) -> StepCost:
+        return StepCost(
+            self.verify_ms + other.verify_ms,
+            self.draft_ms + other.draft_ms,
+            self.overhead_ms + other.overhead_ms,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepPrice:
+    """What the tables, as corrected so far, say of a step that has been taken."""
+
+    predicted: StepCost
+    plain_ms: float
+    """A step of plain decoding at its batch."""
+    plain_first_ms: float
+    """The same with the step's prefill in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepObservation:
     """What one step did and took."""
 
@@ -65,6 +97,17 @@ class StepObservation:
     step_ms: float
     prefill_tokens: int = 0
     """Prompt tokens in the same forward."""
+    plan_ms: float = 0.0
+    """The controller's work before the step."""
+    propose_ms: float = 0.0
+    """From the question to the drafter until its answer."""
+
+    @property
+    def cost(self) -> StepCost:
+        """What it took."""
+        draft_ms = sum(self.layer_ms)
+        overhead_ms = max(0.0, self.step_ms - self.verify_ms - draft_ms)
+        return StepCost(self.verify_ms, draft_ms, overhead_ms)
 
     @property
     def num_tokens(self) -> int:
@@ -206,24 +249,32 @@ class SpeculationController:
         self._promises.forget(batch)
         return None
 
-    def plain_step_ms(self, batch: int, context: float) -> float:
+    def plain_step_ms(self, batch: int, context: float, prefill_tokens: int = 0) -> float:
         """Predicted step of plain decoding at this batch, host time included."""
-        return self._verify_ms(batch, batch, context) + self._overhead[False].ms
+        verify = self._verify_ms(batch + prefill_tokens, batch, context)
+        return verify + self._overhead[False].ms
 
     def prompt_token_ms(self, context: float) -> float:
         """What one more token of a long prompt costs, by the corrected table."""
         long = self._verify_ms(PROMPT_TOKENS, 1, context)
         return (long - self._verify_ms(1, 1, context)) / (PROMPT_TOKENS - 1)
 
-    def predicted_step_ms(self, seen: StepObservation) -> float:
+    def price(self, seen: StepObservation) -> StepPrice:
+        """To be asked for before `observe`. One of the batch's sequences at least is decoding."""
+        plain_ms = plain_first_ms = self.plain_step_ms(seen.batch, seen.context)
+        if seen.prefill_tokens:
+            plain_first_ms = self.plain_step_ms(seen.batch, seen.context, seen.prefill_tokens)
+        return StepPrice(self.predicted_cost(seen), plain_ms, plain_first_ms)
+
+    def predicted_cost(self, seen: StepObservation) -> StepCost:
         """What the tables say of a step that has been taken."""
         verify = self._verify_ms(seen.num_tokens, seen.batch, seen.context)
         if seen.growth is None or self._layer_cost is None:
-            return verify + self._overhead[False].ms
+            return StepCost(verify, 0.0, self._overhead[False].ms)
         layers = sum(
             self._layer_cost(rows) * self._draft_residuals.factor(rows) for rows in seen.layer_rows
         )
-        return verify + layers + self._overhead[True].ms
+        return StepCost(verify, layers, self._overhead[True].ms)
 
     def observe(self, seen: StepObservation) -> None:
         """Learn from a step: acceptance, costs, overhead."""
@@ -255,8 +306,7 @@ class SpeculationController:
         if self._layer_cost is not None:
             for rows, measured in zip(seen.layer_rows, seen.layer_ms, strict=True):
                 self._draft_residuals.observe(rows, measured, self._layer_cost(rows))
-        overhead = max(0.0, seen.step_ms - seen.verify_ms - sum(seen.layer_ms))
-        self._overhead[seen.growth is not None].observe(overhead)
+        self._overhead[seen.growth is not None].observe(seen.cost.overhead_ms)
 
     def _outlook(self, plan: GrowthPlan, batch: int, catch_up_rows: int) -> Outlook:
         # What a step accepts is caught up with in the next; what is more is a prompt's, or was

@@ -173,7 +173,7 @@ def test_the_same_prompt_again_computes_one_block_at_most(
         again = run_all(engine, [case])[0]
         assert again.stats().cached_tokens == (len(case.token_ids) - 1) // BLOCK * BLOCK
         assert answers([again]) == [case.answer]
-    load = StepRates().load(engine.scheduler, engine.controller)
+    load = StepRates().load(engine)
     assert 0 < load.cached_blocks == load.total_blocks - load.free_blocks
 
 

@@ -82,7 +82,7 @@ class Simulation:
         planning_ms = 1e3 * (time.thread_time() - clock)
         drafted = None if plan is None else self._draft(plan)
         seen = self._observation(drafted, batch)
-        predicted_ms = self._controller.predicted_step_ms(seen)
+        predicted_ms = self._controller.predicted_cost(seen).total_ms
         self._controller.observe(seen)
         tokens = batch + (drafted.expected_tokens if drafted else 0.0)
         self._owed = np.minimum(self._owed + tokens / batch, MOST_OWED)

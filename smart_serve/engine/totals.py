@@ -1,0 +1,96 @@
+"""What an engine has done since it started: sums that only grow. Whoever exports them takes the
+difference to what it took before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from smart_serve.engine.sequence import Sequence
+from smart_serve.messages import FinishReason
+from smart_serve.speculation.controller import StepCost, StepObservation, StepPrice
+
+
+@dataclass(slots=True)
+class EngineTotals:
+    """Owned by the engine; others get copies. Times in ms."""
+
+    steps: int = 0
+    drafted_steps: int = 0
+    """Of those, steps that verified draft nodes."""
+    tokens: int = 0
+    """Emitted."""
+    accepted: int = 0
+    rejected: int = 0
+    """Draft tokens."""
+    expected: float = 0.0
+    """Draft tokens that calibrated probabilities said would be accepted. Trees that were drawn
+    are not counted: their probabilities are the drafter's."""
+    judged: int = 0
+    """Draft tokens accepted of the trees that `expected` speaks of."""
+    tree_depth: int = 0
+    """Over drafted steps, the depth of the deepest node."""
+
+    step_ms: float = 0.0
+    """Without what the controller took after the steps."""
+    draft_ms: float = 0.0
+    """The drafter's passes."""
+    wire_ms: float = 0.0
+    """What else the drafter's answers took: the hop, the wait behind other targets, and, where
+    the drafter is remote, the policy's work there."""
+    verify_ms: float = 0.0
+    """The target's forward passes, prefill included."""
+    controller_ms: float = 0.0
+
+    measured: StepCost = field(default_factory=StepCost)
+    predicted: StepCost = field(default_factory=StepCost)
+    """Before the step was learnt from; like `measured` over mostly decoding steps only."""
+    plain_ms: float = 0.0
+    """What the same tokens would have cost in plain decoding, by the corrected tables."""
+
+    prompt_tokens: int = 0
+    """Of sequences that have ended, as the next two."""
+    cached_tokens: int = 0
+    pre_emptions: int = 0
+    ended: dict[FinishReason, int] = field(default_factory=dict)
+
+    def add_step(self, seen: StepObservation, price: StepPrice | None, learn_ms: float) -> None:
+        """`price`: None where no sequence was decoding. `learn_ms`: what the controller took after
+        the step."""
+        self.steps += 1
+        policy_ms = seen.growth.policy_ms if seen.growth is not None else 0.0
+        draft_ms = sum(seen.layer_ms)
+        self.step_ms += seen.step_ms
+        self.draft_ms += draft_ms
+        self.wire_ms += max(0.0, seen.propose_ms - draft_ms - policy_ms)
+        self.verify_ms += seen.verify_ms
+        self.controller_ms += seen.plan_ms + policy_ms + learn_ms
+        if seen.forest.num_nodes > 0:
+            self._add_trees(seen)
+        if price is not None and seen.is_mostly_decoding:
+            self.measured += seen.cost
+            self.predicted += price.predicted
+            # Plain decoding takes a step for every token, and does the prefill in one of them.
+            more_steps = int(seen.accepted.sum()) / seen.batch
+            self.plain_ms += price.plain_first_ms + more_steps * price.plain_ms
+
+    def add_ended(self, sequence: Sequence) -> None:
+        """A sequence that is over; its prompt counts if it ever ran."""
+        if sequence.started_s is not None:
+            self.prompt_tokens += sequence.num_prompt
+        self.cached_tokens += sequence.tally.cached_tokens
+        self.pre_emptions += sequence.tally.pre_emptions
+        reason = sequence.finish_reason or "cancelled"
+        self.ended[reason] = self.ended.get(reason, 0) + 1
+
+    def copy(self) -> EngineTotals:
+        return replace(self, ended=dict(self.ended))
+
+    def _add_trees(self, seen: StepObservation) -> None:
+        num_accepted = int(seen.accepted.sum())
+        self.drafted_steps += 1
+        self.accepted += num_accepted
+        self.rejected += seen.forest.num_nodes - num_accepted
+        self.tree_depth += int(seen.forest.depths.max())
+        if seen.growth is not None and seen.growth.laws is None:
+            self.expected += float(seen.forest.path_probs.sum())
+            self.judged += num_accepted
