@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentRes
 
 from deploy.args import AppArgs
 from deploy.failures import RAY_FAILURES, REPLICA_LOST, as_own_error, first_line
+from deploy.metrics.ingress import AnswerClock, IngressMetrics
 from deploy.pool_state import PoolState, pool_states
 from deploy.resumption import Resumption
 from smart_serve.errors import ServerError
@@ -45,6 +46,7 @@ class Dispatcher:
         pools: Mapping[str, DeploymentHandle],
         router: DeploymentHandle,
         vision: DeploymentHandle,
+        metrics: IngressMetrics,
     ) -> None:
         self._targets = {
             name: handle.options(method_name="generate", stream=True)
@@ -56,6 +58,7 @@ class Dispatcher:
         self._offers = args.offers()
         self._absent: set[str] = set()
         self._limits = args.parsed_limits()
+        self._metrics = metrics
         self._view = ClusterView()
         self._watching = asyncio.create_task(self._watch())
 
@@ -66,12 +69,25 @@ class Dispatcher:
 
         Ending it early cancels the request in the target. Raises `SmartServeError` only.
         """
+        clock = AnswerClock()
+        try:
+            async with aclosing(self._stream(request, images, clock)) as chunks:
+                async for chunk in chunks:
+                    clock.note_tokens(len(chunk.token_ids))
+                    yield chunk
+        finally:
+            self._metrics.answer(clock, self._view.device_type(clock.pool))
+
+    async def _stream(
+        self, request: GenerateRequest, images: Sequence[CheckedImage], clock: AnswerClock
+    ) -> AsyncGenerator[TokenChunk]:
         deadline = asyncio.get_running_loop().time() + self._limits.request_timeout_s
         resumption = Resumption(request)
         lost: Assignment | None = None
         for _ in range(1 + self._limits.max_resumptions):
             assigned = await self._assign(request, lost)
             try:
+                clock.note_replica(assigned.pool)
                 once = self._stream_once(assigned, resumption.request(), images, deadline)
                 async with aclosing(once):
                     async for chunk in once:
@@ -163,6 +179,7 @@ class Dispatcher:
                 chosen: Assignment = await self._router.assign.remote(shape)
                 return chosen
         except (TimeoutError, *RAY_FAILURES) as error:
+            self._metrics.router_is_away()
             logger.warning("the router is away, the last view decides: %s", first_line(error))
             return assign(shape, self._view.pools(), self._offers)
 

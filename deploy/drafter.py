@@ -12,6 +12,7 @@ from typing import Any
 
 from deploy.args import AppArgs
 from deploy.endpoint import Endpoint
+from deploy.metrics.exporter import Exporter
 from deploy.node import accelerator_type, node_id, node_ip, use_threads
 from smart_serve.models.folders import resolve_model
 
@@ -36,6 +37,9 @@ class DrafterReplica:
         self._server = DrafterServer(drafter, secret, unix_path=path, tcp_host=host)
         self._server.start()
         self._endpoint = self._make_endpoint(path, host)
+        self._metrics = Exporter("drafter", device_type=accelerator_type())
+        self._num_leases = 0
+        self._count_leases(0)
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """Read by Serve once, when the replica is ready; targets find it in their selection."""
@@ -47,14 +51,22 @@ class DrafterReplica:
         Serve counts it as an ongoing request, cancels it when the target goes, and fails it at the
         target when this replica dies.
         """
-        while True:
-            yield target_id
-            await asyncio.sleep(HEARTBEAT_S)
+        self._count_leases(+1)
+        try:
+            while True:
+                yield target_id
+                await asyncio.sleep(HEARTBEAT_S)
+        finally:
+            self._count_leases(-1)
 
     async def describe(self) -> dict[str, Any]:
         """Process id, connected targets and the address."""
         connections = self._server.num_connections
         return {"pid": os.getpid(), "connections": connections, **self._endpoint.as_metadata()}
+
+    def _count_leases(self, more: int) -> None:
+        self._num_leases += more
+        self._metrics.set("drafter_leases", self._num_leases)
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""

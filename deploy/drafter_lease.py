@@ -37,6 +37,8 @@ class DrafterLease:
         self._remote: RemoteDrafter | None = None
         self.drafter_id: str | None = None
         """The replica that is leased now."""
+        self.num_lost = 0
+        """Leases that were held and ended."""
         self._task = asyncio.create_task(self._keep())
 
     @property
@@ -80,6 +82,7 @@ class DrafterLease:
             finally:
                 beats.cancel()
                 self._remote = self.drafter_id = None
+                self.num_lost += 1
                 # The engine's thread lets go of the connection before it is closed here.
                 await self._engine.call(lambda engine: engine.set_drafter(None))
                 remote.disconnect()

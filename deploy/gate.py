@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deploy.keys import KeyOverLimit, KeyRing
+from deploy.log_line import log_line
 from deploy.room import Room
 from deploy.routes import Access
 from smart_serve.errors import ClientError, SmartServeError
@@ -51,12 +52,12 @@ class RequestRecord:
             "prompt_tokens": self.tally.prompt_tokens if self.tally else None,
             "completion_tokens": self.tally.completion_tokens if self.tally else None,
         }
-        told = {name: value for name, value in figures.items() if value is not None}
-        text = " ".join(f"{name}={value}" for name, value in told.items())
-        logger.info("%s", text, extra=told)
+        log_line(logger, figures)
 
 
 Handler = Callable[[Request, RequestRecord], Awaitable[Response]]
+Ended = Callable[[RequestRecord], None]
+"""What becomes of the record once the answer is sent."""
 
 
 class GuardedRoute:
@@ -72,9 +73,11 @@ class GuardedRoute:
         name: str,
         handler: Handler,
         room: Room | None = None,
+        ended: Ended = RequestRecord.log,
     ) -> None:
         """`room`: of a route that takes a body."""
         self._keys = keys
+        self._ended = ended
         self._access = access
         self._name = name
         self._handler = handler
@@ -89,7 +92,7 @@ class GuardedRoute:
                 await response(scope, receive, send)
                 record.status = response.status_code
         finally:
-            record.log()
+            self._ended(record)
 
     async def _respond(self, request: Request, record: RequestRecord, held: ExitStack) -> Response:
         try:

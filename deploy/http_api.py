@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from deploy.chat_service import ChatService, PreparedAnswer
 from deploy.console.files import PAGE, console_file
-from deploy.gate import GuardedRoute, Handler, RequestRecord, error_reply, json_reply
+from deploy.gate import Ended, GuardedRoute, Handler, RequestRecord, error_reply, json_reply
 from deploy.keys import KeyRing
 from deploy.pool_state import PoolState
 from deploy.room import Room
@@ -147,13 +147,16 @@ class HttpApi:
             raise ClientError(message, code="request_timeout", status=408) from None
 
 
-def build_http_app(service: ChatService, cluster: Cluster, keys: KeyRing) -> Starlette:
+def build_http_app(
+    service: ChatService, cluster: Cluster, keys: KeyRing, ended: Ended = RequestRecord.log
+) -> Starlette:
     """The ASGI application of one ingress replica."""
     handlers, room = HttpApi(service, cluster).handlers, Room(service.limits, cluster.is_full)
 
     def guarded(one: RouteEntry) -> GuardedRoute:
         handler = handlers[one.operation]
-        return GuardedRoute(keys, one.access, one.path, handler, room if one.request else None)
+        door = room if one.request else None
+        return GuardedRoute(keys, one.access, one.path, handler, door, ended)
 
     table = (*ROUTES, *CONSOLE_ROUTES)
     routes = [Route(one.path, guarded(one), methods=[one.method]) for one in table]
@@ -162,7 +165,9 @@ def build_http_app(service: ChatService, cluster: Cluster, keys: KeyRing) -> Sta
         assert isinstance(error, HTTPException)
         # Guarded too: who has no key does not learn which paths there are. Starlette does with it
         # what it does with a response: it runs it.
-        return cast(Response, GuardedRoute(keys, "key", "(none)", partial(_refused, error)))
+        return cast(
+            Response, GuardedRoute(keys, "key", "(none)", partial(_refused, error), ended=ended)
+        )
 
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(_REFUSALS, refuse))
     app.router.redirect_slashes = False

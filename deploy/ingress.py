@@ -14,8 +14,10 @@ from starlette.applications import Starlette
 from deploy.args import AppArgs
 from deploy.chat_service import ChatService, PreparedAnswer
 from deploy.dispatch import Dispatcher
+from deploy.gate import RequestRecord
 from deploy.http_api import build_http_app
 from deploy.keys import ApiKey, KeyRing
+from deploy.metrics.ingress import IngressMetrics
 from smart_serve.errors import ClientError
 from smart_serve.frontend.chat import ChatMessage, ImagePart, TextPart
 from smart_serve.messages import SamplingParams
@@ -37,13 +39,14 @@ class IngressReplica:
         vision: DeploymentHandle,
         keys: tuple[ApiKey, ...],
     ) -> None:
-        self._dispatcher = Dispatcher(args, pools, router, vision)
+        self._metrics = IngressMetrics()
+        self._dispatcher = Dispatcher(args, pools, router, vision, self._metrics)
         fetcher = PictureFetcher(args.image_domains) if args.image_domains else None
         self._keys = KeyRing(keys, args.bounds("ingress")[1])
         self._service = await asyncio.to_thread(ChatService, args, self._dispatcher, fetcher)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return build_http_app(self._service, self._dispatcher, self._keys)
+        return build_http_app(self._service, self._dispatcher, self._keys, self._ended)
 
     async def generate(
         self,
@@ -71,6 +74,10 @@ class IngressReplica:
                     yield item.text
         usage: dict[str, Any] = msgspec.to_builtins(tally.usage())
         yield usage
+
+    def _ended(self, record: RequestRecord) -> None:
+        record.log()
+        self._metrics.http(record.route, record.status)
 
     async def _prepare(
         self,

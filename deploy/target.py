@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from deploy.args import AppArgs, PoolArgs
 from deploy.autoscaling import target_stats
 from deploy.failures import first_line
+from deploy.metrics.target import EXPORT_S, TargetMetrics
 from deploy.node import accelerator_type, use_threads
 from smart_serve.errors import ServerError
 from smart_serve.messages import GenerateRequest, LoadReport, SpeculationPlan, TokenChunk
@@ -56,11 +57,13 @@ class TargetReplica:
         self._pool = pool
         self._router = router
         self._device_type = accelerator_type()
+        self._metrics = TargetMetrics(pool.name, self._device_type)
         use_threads(pool.num_threads)
         self._loop = await asyncio.to_thread(_start_engine, args, pool)
         self._lease = _lease(drafters, secret, self._loop) if drafters is not None else None
         self._prefixes = RecentPrefixes()
         self._reporting = asyncio.create_task(self._report_for_ever())
+        self._exporting = asyncio.create_task(self._export_for_ever())
 
     async def generate(
         self, request: GenerateRequest, features: list[NDArray[np.float32]]
@@ -114,6 +117,7 @@ class TargetReplica:
     async def __del__(self) -> None:
         # Serve awaits this when it retires the replica, after its streams have been drained.
         self._reporting.cancel()
+        self._exporting.cancel()
         if self._lease is not None:
             await self._lease.stop()
         await asyncio.to_thread(self._loop.stop, STOP_S)
@@ -134,10 +138,17 @@ class TargetReplica:
                     plan = await self._tell(report)
                     self._loop.set_plan(plan)
                     wait_s = plan.report_every_ms / 1e3
+                    self._metrics.note_plan(plan)
                 except (RayError, RayServeException, TimeoutError) as error:
                     logger.warning("the router is away: %s", first_line(error))
                     await asyncio.sleep(IDLE_REPORT_S)
             await asyncio.sleep(wait_s)
+
+    async def _export_for_ever(self) -> None:
+        """Metrics; by itself, for they matter most while the router does not answer."""
+        while True:
+            self._metrics.export(self._loop.load(), self._lease)
+            await asyncio.sleep(EXPORT_S)
 
     async def _tell(self, report: LoadReport) -> SpeculationPlan:
         """Tells every router replica, so that each knows the whole cluster; the newest envelope

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.args import AppArgs
-from deploy.node import use_threads
+from deploy.metrics.exporter import Exporter
+from deploy.node import accelerator_type, use_threads
 from smart_serve.config import dtype_on
 from smart_serve.models.folders import resolve_model
 from vision.image import CheckedImage
@@ -33,6 +35,8 @@ class VisionEncoderReplica:
         self._encoder = VisionEncoder(resolve_model(args.model), dtype, device)
         # One thread: pictures of several requests take turns, and the event loop stays free.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vision")
+        self._metrics = Exporter("vision-encoder", device_type=accelerator_type())
+        self._export(0.0)
 
     async def encode(self, images: list[CheckedImage]) -> list[NDArray[np.float32]]:
         """Features of each picture, float32 [num_tokens, hidden].
@@ -40,10 +44,19 @@ class VisionEncoderReplica:
         Raises `ClientError` when a picture does not decode.
         """
         logger.info("encoding %d pictures", len(images))
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._encoder.encode, images)
+        loop, begun = asyncio.get_running_loop(), time.monotonic()
+        features = await loop.run_in_executor(self._thread, self._encoder.encode, images)
+        self._export(time.monotonic() - begun)
+        return features
 
     async def cache_stats(self) -> dict[str, Any]:
         """Hits, misses, entries and bytes of the feature cache."""
         stats = self._encoder.cache_stats()
         return {name: getattr(stats, name) for name in stats.__struct_fields__}
+
+    def _export(self, encode_s: float) -> None:
+        stats, to = self._encoder.cache_stats(), self._metrics
+        to.raise_to("pictures", stats.misses, source="encoded")
+        to.raise_to("pictures", stats.hits, source="cached")
+        to.set("feature_cache_bytes", stats.size_bytes)
+        to.add("encode_seconds", encode_s)

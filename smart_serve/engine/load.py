@@ -33,6 +33,7 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     plain_steps: tuple[tuple[int, float], ...]
     prompt_token_ms: float
     learnt_steps: int
+    has_drafter: bool
     draft_failures: int
     """Steps to which the drafter gave no trees that could be used."""
     totals: EngineTotals
@@ -105,6 +106,7 @@ class StepRates:
             plain_steps=tuple((b, controller.plain_step_ms(b, self.context)) for b in batches),
             prompt_token_ms=controller.prompt_token_ms(self.context),
             learnt_steps=controller.learnt_steps,
+            has_drafter=engine.drafting.drafter is not None,
             draft_failures=engine.drafting.failures,
             totals=engine.totals.copy(),
         )

@@ -30,8 +30,8 @@ class EngineTotals:
     tree_depth: int = 0
     """Over drafted steps, the depth of the deepest node."""
 
-    step_ms: float = 0.0
-    """Without what the controller took after the steps."""
+    total_ms: float = 0.0
+    """All steps, and what the controller took after them."""
     draft_ms: float = 0.0
     """The drafter's passes."""
     wire_ms: float = 0.0
@@ -59,7 +59,7 @@ class EngineTotals:
         self.steps += 1
         policy_ms = seen.growth.policy_ms if seen.growth is not None else 0.0
         draft_ms = sum(seen.layer_ms)
-        self.step_ms += seen.step_ms
+        self.total_ms += seen.step_ms + learn_ms
         self.draft_ms += draft_ms
         self.wire_ms += max(0.0, seen.propose_ms - draft_ms - policy_ms)
         self.verify_ms += seen.verify_ms
@@ -81,6 +81,16 @@ class EngineTotals:
         self.pre_emptions += sequence.tally.pre_emptions
         reason = sequence.finish_reason or "cancelled"
         self.ended[reason] = self.ended.get(reason, 0) + 1
+
+    def split_ms(self) -> dict[str, float]:
+        """Where the time of all steps went."""
+        parts = {
+            "draft": self.draft_ms,
+            "wire": self.wire_ms,
+            "verify": self.verify_ms,
+            "controller": self.controller_ms,
+        }
+        return {**parts, "other": max(0.0, self.total_ms - sum(parts.values()))}
 
     def copy(self) -> EngineTotals:
         return replace(self, ended=dict(self.ended))

@@ -33,3 +33,8 @@ class ClusterView(msgspec.Struct, frozen=True):
         """Whether every replica has `max_waiting` requests waiting; no replica is not full."""
         waiting = [one.report.waiting for one in self.replicas]
         return bool(waiting) and min(waiting) >= max_waiting
+
+    def device_type(self, pool: str | None) -> str:
+        """Of the pool's first replica; "unknown" where none has reported."""
+        reports = (one.report for one in self.replicas)
+        return next((one.device_type for one in reports if one.pool == pool), "unknown")

@@ -46,6 +46,7 @@ def app() -> Iterator[ServedApp]:
             object_store_memory=200 * 2**20,
             log_to_driver=False,
             _temp_dir=folder,
+            _system_config={"metrics_report_interval_ms": 500},
         )
         try:
             port = free_port()

@@ -1,0 +1,16 @@
+"""Log lines for people and for machines: the same figures as text and as JSON fields."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+
+def log_line(logger: logging.Logger, figures: Mapping[str, object]) -> None:
+    """`name=value` for each figure that is not None; where logs are JSON, fields of these names.
+
+    No word of a request's content belongs here.
+    """
+    told = {name: value for name, value in figures.items() if value is not None}
+    text = " ".join(f"{name}={value}" for name, value in told.items())
+    logger.info("%s", text, extra=told)
