@@ -41,23 +41,16 @@ class Resumption:
         self._since.append(chunk)
         if chunk.stats is None or self._before.completion_tokens == 0:
             return chunk
-        return msgspec.structs.replace(chunk, stats=self._sum(self._before, chunk.stats))
+        stats = msgspec.structs.replace(
+            self._before + chunk.stats, prompt_tokens=len(self._request.token_ids)
+        )
+        return msgspec.structs.replace(chunk, stats=stats)
 
     def _fold(self) -> None:
         """Counts the steps of a replica that died before it could tell its stats."""
-        steps = RequestStats(
+        self._before += RequestStats(
             completion_tokens=sum(len(chunk.token_ids) for chunk in self._since),
             target_steps=len(self._since),
             accepted_tokens=sum(chunk.num_accepted for chunk in self._since),
         )
-        self._before = self._sum(self._before, steps)
         self._since = []
-
-    def _sum(self, before: RequestStats, after: RequestStats) -> RequestStats:
-        return msgspec.structs.replace(
-            after,
-            prompt_tokens=len(self._request.token_ids),
-            completion_tokens=before.completion_tokens + after.completion_tokens,
-            target_steps=before.target_steps + after.target_steps,
-            accepted_tokens=before.accepted_tokens + after.accepted_tokens,
-        )

@@ -154,9 +154,28 @@ class RequestStats(msgspec.Struct, frozen=True, kw_only=True):
     predicted_ms: float = 0.0
     """What the cost model predicted for the steps taken."""
 
+    def __add__(self, other: RequestStats) -> RequestStats:
+        """Every field is a count, a time or a list of steps."""
+        names = self.__struct_fields__
+        return RequestStats(**{one: getattr(self, one) + getattr(other, one) for one in names})
+
     @property
     def tokens_per_step(self) -> float:
-        return self.completion_tokens / max(1, self.target_steps)
+        return round(self.completion_tokens / max(1, self.target_steps), 3)
+
+    @property
+    def predicted_speedup(self) -> float | None:
+        """Plain decoding's predicted time over the predicted time of the steps taken."""
+        return _speedup(self.plain_ms, self.predicted_ms)
+
+    @property
+    def measured_speedup(self) -> float | None:
+        """The same over their measured time."""
+        return _speedup(self.plain_ms, self.decode_ms)
+
+
+def _speedup(plain_ms: float, taken_ms: float) -> float | None:
+    return round(plain_ms / taken_ms, 3) if plain_ms > 0 and taken_ms > 0 else None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -64,7 +64,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 def build_usage(prompt_tokens: int, choices: Sequence[RequestStats]) -> Usage:
     """`choices`: the stats of each, of at least one."""
-    stats = _total(choices)
+    stats = functools.reduce(operator.add, choices)
     return Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=stats.completion_tokens,
@@ -77,32 +77,5 @@ def build_usage(prompt_tokens: int, choices: Sequence[RequestStats]) -> Usage:
             accepted_prediction_tokens=stats.accepted_tokens,
             rejected_prediction_tokens=max(0, stats.drafted_tokens - stats.accepted_tokens),
         ),
-        speculation=SpeculationUsage(
-            target_steps=stats.target_steps,
-            tokens_per_step=round(stats.tokens_per_step, 3),
-            drafted_tokens=stats.drafted_tokens,
-            accepted_tokens=stats.accepted_tokens,
-            tree_sizes=stats.tree_sizes,
-            queue_ms=stats.queue_ms,
-            prefill_ms=stats.prefill_ms,
-            decode_ms=stats.decode_ms,
-            draft_ms=stats.draft_ms,
-            verify_ms=stats.verify_ms,
-            predicted_speedup=_ratio(stats.plain_ms, stats.predicted_ms),
-            measured_speedup=_ratio(stats.plain_ms, stats.decode_ms),
-        ),
+        speculation=msgspec.convert(stats, SpeculationUsage, from_attributes=True),
     )
-
-
-def _total(choices: Sequence[RequestStats]) -> RequestStats:
-    """Every field is a count, a time or a list of steps: all add up."""
-    fields = RequestStats.__struct_fields__
-    sums = {
-        name: functools.reduce(operator.add, (getattr(stats, name) for stats in choices))
-        for name in fields
-    }
-    return RequestStats(**sums)
-
-
-def _ratio(plain_ms: float, taken_ms: float) -> float | None:
-    return round(plain_ms / taken_ms, 3) if plain_ms > 0 and taken_ms > 0 else None
