@@ -43,7 +43,7 @@ class DecisionLog:
         self._told[report.replica_id] = bounds
         figures = {
             "decision": "plan",
-            "replica": report.replica_id,
+            "target": report.replica_id,
             "pool": report.pool,
             "policy": plan.policy,
             "max_nodes": plan.max_nodes,

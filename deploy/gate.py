@@ -44,7 +44,7 @@ class RequestRecord:
     def log(self) -> None:
         figures: dict[str, object] = {
             "method": self.method,
-            "route": self.route,
+            "endpoint": self.route,
             "status": self.status,
             "duration_ms": round(1e3 * (time.monotonic() - self.begun_s), 1),
             "key": self.key,

@@ -143,8 +143,8 @@ def test_the_log_tells_who_and_how_much_but_no_content(
     answer = httpx.post(chat, json=body(user="alice@example.org"), headers=bearer(GUEST)).json()
     httpx.post(chat, json=body(messages=ALICE), headers=bearer(GUEST))
     httpx.get(f"{url}/{ALICE}?{ALICE}", headers=bearer(GUEST))
-    wait_for(lambda: sum("route" in vars(record) for record in caplog.records) == 3)
-    told = [vars(record) for record in caplog.records if "route" in vars(record)]
+    wait_for(lambda: sum("endpoint" in vars(record) for record in caplog.records) == 3)
+    told = [vars(record) for record in caplog.records if "endpoint" in vars(record)]
     first = told[0]
     assert (first["key"], first["status"], first["answer_id"]) == ("guest", 200, answer["id"])
     assert first["prompt_tokens"] == answer["usage"]["prompt_tokens"]
