@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from smart_serve.engine.sequence import Sequence
 from smart_serve.messages import FinishReason
 from smart_serve.speculation.controller import StepCost, StepObservation, StepPrice
@@ -64,13 +66,14 @@ class EngineTotals:
         self.wire_ms += max(0.0, seen.propose_ms - draft_ms - policy_ms)
         self.verify_ms += seen.verify_ms
         self.controller_ms += seen.plan_ms + policy_ms + learn_ms
+        num_accepted = np.count_nonzero(seen.accepted)
         if seen.forest.num_nodes > 0:
-            self._add_trees(seen)
+            self._add_trees(seen, num_accepted)
         if price is not None and seen.is_mostly_decoding:
             self.measured += seen.cost
             self.predicted += price.predicted
             # Plain decoding takes a step for every token, and does the prefill in one of them.
-            more_steps = int(seen.accepted.sum()) / seen.batch
+            more_steps = num_accepted / seen.batch
             self.plain_ms += price.plain_first_ms + more_steps * price.plain_ms
 
     def add_ended(self, sequence: Sequence) -> None:
@@ -95,12 +98,11 @@ class EngineTotals:
     def copy(self) -> EngineTotals:
         return replace(self, ended=dict(self.ended))
 
-    def _add_trees(self, seen: StepObservation) -> None:
-        num_accepted = int(seen.accepted.sum())
+    def _add_trees(self, seen: StepObservation, num_accepted: int) -> None:
         self.drafted_steps += 1
         self.accepted += num_accepted
         self.rejected += seen.forest.num_nodes - num_accepted
-        self.tree_depth += int(seen.forest.depths.max())
+        self.tree_depth += int(np.maximum.reduce(seen.forest.depths))
         if seen.growth is not None and seen.growth.laws is None:
-            self.expected += float(seen.forest.path_probs.sum())
+            self.expected += float(np.add.reduce(seen.forest.path_probs))
             self.judged += num_accepted
