@@ -66,7 +66,7 @@ class EngineTotals:
         self.wire_ms += max(0.0, seen.propose_ms - draft_ms - policy_ms)
         self.verify_ms += seen.verify_ms
         self.controller_ms += seen.plan_ms + policy_ms + learn_ms
-        num_accepted = np.count_nonzero(seen.accepted)
+        num_accepted = int(np.count_nonzero(seen.accepted))
         if seen.forest.num_nodes > 0:
             self._add_trees(seen, num_accepted)
         if price is not None and seen.is_mostly_decoding:
