@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from deploy.args import AppArgs, PoolArgs
 from deploy.keys import ApiKey
+from deploy.metrics.table import COMMON_TAGS, METRICS
 from deploy.node_choice import NodeChoice
 from deploy.routes import CONSOLE_ROUTES, OPENAPI, ROUTES
 from smart_serve.config import EngineConfig, SpeculationConfig
@@ -58,6 +59,7 @@ def generated_parts() -> dict[str, str]:
     schemas = document["components"]["schemas"]
     parts = {kind.__name__: _table(_own_schema(kind)) for kind in _TYPES}
     parts["routes"] = _lines(_route_rows())
+    parts["metrics"] = _lines(_metric_rows())
     parts["operations"] = "\n".join(_operations(document["paths"]))
     parts["schemas"] = "\n".join(_section(name, schemas[name]) for name in sorted(schemas))
     return parts
@@ -82,6 +84,14 @@ def _route_rows() -> Iterator[tuple[str, ...]]:
     for route in (*ROUTES, *CONSOLE_ROUTES):
         path = route.path.replace(":path}", "}")
         yield f"`{route.method} {path}`", route.access, route.summary
+
+
+def _metric_rows() -> Iterator[tuple[str, ...]]:
+    yield "name", "of", "kind", "unit", "tags", "meaning"
+    for part, metrics in METRICS.items():
+        for one in metrics:
+            tags = ", ".join((*COMMON_TAGS[part], *one.tags))
+            yield f"`{one.exported_name}`", part, one.kind, one.unit, tags, one.meaning
 
 
 def _operations(paths: Schema) -> Iterator[str]:

@@ -178,16 +178,3 @@ METRICS: dict[Part, tuple[Metric, ...]] = {
 def all_metrics() -> tuple[Metric, ...]:
     """All parts' metrics; no two share a name."""
     return tuple(metric for part in METRICS.values() for metric in part)
-
-
-def markdown_table() -> str:
-    """All of it, for `deploy/docs/metrics.md`."""
-    lines = ["| name | kind | unit | tags | meaning |", "|---|---|---|---|---|"]
-    for part, metrics in METRICS.items():
-        lines.append(f"| **{part}** | | | | |")
-        for one in metrics:
-            tags = ", ".join((*COMMON_TAGS[part], *one.tags))
-            lines.append(
-                f"| `{one.exported_name}` | {one.kind} | {one.unit} | {tags} | {one.meaning} |"
-            )
-    return "\n".join(lines)
