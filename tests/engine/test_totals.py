@@ -46,8 +46,7 @@ def test_the_parts_of_a_step_are_no_longer_than_the_step(
     assert all(ms >= 0 for ms in totals.split_ms().values())
     # Only steps that mostly decode can be told from plain ones.
     assert 0 < totals.measured.total_ms < totals.total_ms
-    # A table of 50 ms a step, of a model that takes one: corrected, but not at once.
-    assert totals.predicted.verify_ms > totals.measured.verify_ms
+    assert 0 < totals.predicted.verify_ms < totals.predicted.total_ms
     assert totals.plain_ms > 0
 
 
