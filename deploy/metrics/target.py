@@ -80,6 +80,6 @@ class TargetMetrics:
         for end in get_args(FinishReason):
             to.raise_to("sequences", totals.ended.get(end, 0), end=end)
         to.raise_to("preemptions", totals.pre_emptions)
-        to.raise_to("draft_failures", load.draft_failures)
+        to.raise_to("draft_failures", totals.draft_failures)
         to.raise_to("drafter_outages", lease.num_lost if lease else 0)
         to.set("drafter_wire_seconds", 1e-3 * ((lease and lease.wire_ms) or 0.0))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kernels.sample import counter_uniform
 from smart_serve.config import sampled_shape
@@ -21,10 +22,11 @@ from smart_serve.drafters.protocol import (
     Proposal,
 )
 from smart_serve.engine.draft_feed import DraftFeed
+from smart_serve.engine.scheduler import StepWork
 from smart_serve.engine.sequence import Sequence
 from smart_serve.models.target import TargetModel
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.speculation.controller import SpeculationController
+from smart_serve.speculation.controller import SpeculationController, StepObservation
 from smart_serve.speculation.draft_laws import DraftLaws
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.plan import GrowthPlan
@@ -80,6 +82,31 @@ class Drafted:
         laws = self.laws.only(places, len(fits)).spread(places)
         return replace(self, forest=forest, growth=replace(self.growth, laws=laws))
 
+    def observation(
+        self,
+        work: StepWork,
+        accepted: NDArray[np.bool_],
+        context: float,
+        verify_ms: float,
+        step_ms: float,
+    ) -> StepObservation:
+        """The step that verified these trees."""
+        return StepObservation(
+            policy=self.policy,
+            batch=len(work.decodes),
+            context=context,
+            forest=self.forest,
+            accepted=accepted,
+            growth=self.growth,
+            layer_rows=self.layer_rows,
+            layer_ms=self.layer_ms,
+            verify_ms=verify_ms,
+            step_ms=step_ms,
+            prefill_tokens=sum(chunk.length for chunk in work.prefills),
+            plan_ms=self.plan_ms,
+            propose_ms=self.propose_ms,
+        )
+
 
 class Drafting:
     """Asks the drafter once per step for the whole batch. Owned by the engine.
@@ -95,8 +122,6 @@ class Drafting:
         self._model = model
         self.drafter: Drafter | None = None
         self._feed: DraftFeed | None = None
-        self.failures = 0
-        """Steps to which the drafter gave no trees that could be used."""
 
     def set_controller(self, controller: SpeculationController) -> None:
         self._controller = controller
@@ -145,18 +170,17 @@ class Drafting:
             plan = msgspec.structs.replace(plan, traced=True)
         clock = time.perf_counter()
         proposal = self._ask(drafter, feed, asking, plan)
+        asked = replace(plain, propose_ms=1e3 * (time.perf_counter() - clock))
         if proposal is None:
-            self.failures += 1
-            return plain
+            return asked
         placed = proposal.growth.spread(len(decodes), places)
-        return Drafted(
+        return replace(
+            asked,
             forest=placed.forest,
             policy=policy,
             growth=placed,
             layer_rows=proposal.layer_rows,
             layer_ms=proposal.layer_ms,
-            plan_ms=plain.plan_ms,
-            propose_ms=1e3 * (time.perf_counter() - clock),
         )
 
     def forget(self, sequence: Sequence) -> None:

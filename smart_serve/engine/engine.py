@@ -205,21 +205,7 @@ class Engine:
         step_ms: float,
     ) -> None:
         """Tell the controller and the requests' tallies what the step was like."""
-        seen = StepObservation(
-            policy=drafted.policy,
-            batch=len(work.decodes),
-            context=context,
-            forest=drafted.forest,
-            accepted=accepted,
-            growth=drafted.growth,
-            layer_rows=drafted.layer_rows,
-            layer_ms=drafted.layer_ms,
-            verify_ms=verified.elapsed_ms,
-            step_ms=step_ms,
-            prefill_tokens=sum(chunk.length for chunk in work.prefills),
-            plan_ms=drafted.plan_ms,
-            propose_ms=drafted.propose_ms,
-        )
+        seen = drafted.observation(work, accepted, context, verified.elapsed_ms, step_ms)
         clock = time.perf_counter()
         price = self.controller.price(seen) if work.decodes else None
         tally_step(work, seen, price)

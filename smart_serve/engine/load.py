@@ -34,8 +34,6 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     prompt_token_ms: float
     learnt_steps: int
     has_drafter: bool
-    draft_failures: int
-    """Steps to which the drafter gave no trees that could be used."""
     totals: EngineTotals
 
 
@@ -107,6 +105,5 @@ class StepRates:
             prompt_token_ms=controller.prompt_token_ms(self.context),
             learnt_steps=controller.learnt_steps,
             has_drafter=engine.drafting.drafter is not None,
-            draft_failures=engine.drafting.failures,
             totals=engine.totals.copy(),
         )

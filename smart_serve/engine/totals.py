@@ -9,7 +9,8 @@ import numpy as np
 
 from smart_serve.engine.sequence import Sequence
 from smart_serve.messages import FinishReason
-from smart_serve.speculation.controller import StepCost, StepObservation, StepPrice
+from smart_serve.speculation.controller import StepObservation
+from smart_serve.speculation.step_cost import StepCost, StepPrice
 
 
 @dataclass(slots=True)
@@ -29,6 +30,8 @@ class EngineTotals:
     are not counted: their probabilities are the drafter's."""
     judged: int = 0
     """Draft tokens accepted of the trees that `expected` speaks of."""
+    draft_failures: int = 0
+    """Steps to which the drafter gave no trees that could be used."""
     tree_depth: int = 0
     """Over drafted steps, the depth of the deepest node."""
 
@@ -66,6 +69,7 @@ class EngineTotals:
         self.wire_ms += max(0.0, seen.propose_ms - draft_ms - policy_ms)
         self.verify_ms += seen.verify_ms
         self.controller_ms += seen.plan_ms + policy_ms + learn_ms
+        self.draft_failures += seen.propose_ms > 0 and seen.growth is None
         num_accepted = int(np.count_nonzero(seen.accepted))
         if seen.forest.num_nodes > 0:
             self._add_trees(seen, num_accepted)

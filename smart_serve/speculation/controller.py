@@ -28,6 +28,7 @@ from smart_serve.speculation.profile import DrafterProfile
 from smart_serve.speculation.promises import Promises
 from smart_serve.speculation.residuals import Residuals
 from smart_serve.speculation.static_tree import is_static, shape_of
+from smart_serve.speculation.step_cost import StepCost, StepPrice
 from smart_serve.speculation.tree import Forest
 
 MAPS_EVERY = 8
@@ -47,38 +48,6 @@ PROMPT_TOKENS = 512
 PAYBACK_STEPS = 16
 """Catching up is paid once and serves all steps after it: going back to drafting must pay within
 this many."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepCost:
-    """The parts of a step's time, as the tables divide it; measured, or predicted. In ms."""
-
-    verify_ms: float = 0.0
-    draft_ms: float = 0.0
-    overhead_ms: float = 0.0
-    """All else: host work and the wire."""
-
-    @property
-    def total_ms(self) -> float:
-        return self.verify_ms + self.draft_ms + self.overhead_ms
-
-    def __add__(self, other: StepCost) -> StepCost:
-        return StepCost(
-            self.verify_ms + other.verify_ms,
-            self.draft_ms + other.draft_ms,
-            self.overhead_ms + other.overhead_ms,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class StepPrice:
-    """What the tables, as corrected so far, say of a step that has been taken."""
-
-    predicted: StepCost
-    plain_ms: float
-    """A step of plain decoding at its batch."""
-    plain_first_ms: float
-    """The same with the step's prefill in it."""
 
 
 @dataclass(frozen=True, slots=True)
