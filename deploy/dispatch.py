@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
+import msgspec
 import numpy as np
 import ray
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from deploy.failures import RAY_FAILURES, REPLICA_LOST, as_own_error, first_line
 from deploy.metrics.ingress import AnswerClock, IngressMetrics
 from deploy.pool_state import PoolState, pool_states
 from deploy.resumption import Resumption
+from deploy.spans import begin, trace_parent
 from smart_serve.errors import ServerError
 from smart_serve.messages import Assignment, GenerateRequest, RequestShape, TokenChunk
 from smart_serve.routing.assign import Offer, assign
@@ -70,12 +72,16 @@ class Dispatcher:
         Ending it early cancels the request in the target. Raises `SmartServeError` only.
         """
         clock = AnswerClock()
+        span = begin("answer", request_id=request.request_id, prompt_tokens=len(request.token_ids))
+        request = msgspec.structs.replace(request, trace_parent=trace_parent(span))
         try:
             async with aclosing(self._stream(request, images, clock)) as chunks:
                 async for chunk in chunks:
                     clock.note_tokens(len(chunk.token_ids))
                     yield chunk
         finally:
+            span.set_attributes(clock.figures())
+            span.end()
             self._metrics.answer(clock, self._view.device_type(clock.pool))
 
     async def _stream(
@@ -143,7 +149,7 @@ class Dispatcher:
         if images:
             # The same pictures go to the same encoder, which keeps their features.
             encoder = self._vision.options(session_id=images[0].content_hash)
-            encoding = encoder.encode.remote(list(images))
+            encoding = encoder.encode.remote(list(images), request.trace_parent)
         target = self._targets[assigned.pool]
         if assigned.replica is not None:
             target = target.options(session_id=assigned.replica)

@@ -17,6 +17,7 @@ from deploy.keys import KeyOverLimit, KeyRing
 from deploy.log_line import log_line
 from deploy.room import Room
 from deploy.routes import Access
+from deploy.spans import under
 from smart_serve.errors import ClientError, SmartServeError
 from smart_serve.openai.errors import error_response
 from smart_serve.openai.respond import Tally
@@ -88,6 +89,7 @@ class GuardedRoute:
         record = RequestRecord(request.method, self._name)
         try:
             with suppress(ClientDisconnect), ExitStack() as held:
+                held.enter_context(under(request.headers.get("traceparent")))
                 response = await self._respond(request, record, held)
                 await response(scope, receive, send)
                 record.status = response.status_code

@@ -21,6 +21,7 @@ from deploy.autoscaling import target_stats
 from deploy.failures import first_line
 from deploy.metrics.target import EXPORT_S, TargetMetrics
 from deploy.node import accelerator_type, use_threads
+from deploy.spans import begin, tell_generated, trace_parent
 from smart_serve.errors import ServerError
 from smart_serve.messages import GenerateRequest, LoadReport, SpeculationPlan, TokenChunk
 from smart_serve.models.folders import resolve_model
@@ -74,16 +75,28 @@ class TargetReplica:
         Ending the stream early frees its KV blocks. Raises `OverloadedError` on a full queue.
         """
         self._prefixes.note(request.token_ids, request.image_spans)
+        span = begin(
+            "generate",
+            request.trace_parent,
+            request_id=request.request_id,
+            pool=self._pool.name,
+            device_type=self._device_type,
+            prompt_tokens=len(request.token_ids),
+            pictures=len(request.image_spans),
+        )
+        request = msgspec.structs.replace(request, trace_parent=trace_parent(span))
         # The engine's iterator is a generator; closing it is what ends the sequence.
         chunks = cast(AsyncGenerator[TokenChunk], self._loop.generate(request, features))
         try:
             async for chunk in chunks:
                 yield chunk
                 if chunk.finish_reason is not None:
+                    tell_generated(span, chunk)
                     # Serve adds the id that the client's request came with.
                     logger.info("%s ended: %s", request.request_id, chunk.finish_reason)
         finally:
             await chunks.aclose()
+            span.end()
 
     async def blocks(self) -> dict[str, int]:
         """KV blocks: free, cached (kept for their prefix), total. Idle: free + cached == total."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deploy.args import AppArgs
 from deploy.metrics.exporter import Exporter
 from deploy.node import accelerator_type, use_threads
+from deploy.spans import begin
 from smart_serve.config import dtype_on
 from smart_serve.models.folders import resolve_model
 from vision.image import CheckedImage
@@ -38,16 +39,21 @@ class VisionEncoderReplica:
         self._metrics = Exporter("vision-encoder", device_type=accelerator_type())
         self._export(0.0)
 
-    async def encode(self, images: list[CheckedImage]) -> list[NDArray[np.float32]]:
+    async def encode(
+        self, images: list[CheckedImage], trace_parent: str | None = None
+    ) -> list[NDArray[np.float32]]:
         """Features of each picture, float32 [num_tokens, hidden].
 
         Raises `ClientError` when a picture does not decode.
         """
         logger.info("encoding %d pictures", len(images))
         loop, begun = asyncio.get_running_loop(), time.monotonic()
-        features = await loop.run_in_executor(self._thread, self._encoder.encode, images)
-        self._export(time.monotonic() - begun)
-        return features
+        span = begin("encode", trace_parent, pictures=len(images))
+        try:
+            return await loop.run_in_executor(self._thread, self._encoder.encode, images)
+        finally:
+            span.end()
+            self._export(time.monotonic() - begun)
 
     async def cache_stats(self) -> dict[str, Any]:
         """Hits, misses, entries and bytes of the feature cache."""

@@ -125,6 +125,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams = SamplingParams()
     trace: bool = False
     """Tell of each decode step what was drafted and what became of it."""
+    trace_parent: str | None = None
+    """The span that asks (W3C Trace Context), for spans below it; None: nobody records any."""
 
 
 class RequestStats(msgspec.Struct, frozen=True, kw_only=True):

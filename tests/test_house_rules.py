@@ -26,7 +26,13 @@ GLOBAL_RANDOM = re.compile(
     r"|random\.(random|randint|choice|choices|shuffle|seed|uniform|sample)|torch\.manual_seed"
 )
 OUR_PLACES = re.compile(r"(?<![\w.])/(?:home|root|work|Users)/[\w.]+")
-IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "huggingface-hub": "huggingface_hub"}
+IMPORTED_AS = {
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "huggingface-hub": "huggingface_hub",
+    "opentelemetry-api": "opentelemetry",
+    "prometheus-client": "prometheus_client",
+}
 """Distributions whose package has another name."""
 TOOLS = {"ruff", "mypy", "pytest-asyncio"}
 """They are run, not imported."""

@@ -40,6 +40,16 @@ class AnswerClock:
         later = self.num_tokens - self._num_first
         return (self.last_s - self.first_s) / later if later > 0 else None
 
+    def figures(self) -> dict[str, str | int | float]:
+        """For a span."""
+        return {
+            "pool": self.pool or "",
+            "replicas": self.num_replicas,
+            "completion_tokens": self.num_tokens,
+            "first_token_ms": 1e3 * (self.first_s - self.begun_s),
+            "longest_gap_ms": 1e3 * self.longest_gap_s,
+        }
+
 
 class IngressMetrics:
     """Owned by the replica."""

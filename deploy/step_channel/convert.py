@@ -37,6 +37,9 @@ def batch_to_message(number: int, batch: DraftBatch, info: DrafterInfo) -> Propo
         vectors=WireArray.from_tensor(torch.cat(present)) if present else None,
         growth=batch.growth,
         positions=WireArray.from_numpy(np.concatenate(axes, axis=1)) if axes else None,
+        trace_parents=tuple(
+            (i, one.trace_parent) for i, one in enumerate(inputs) if one.trace_parent is not None
+        ),
     )
 
 
@@ -53,6 +56,7 @@ def message_to_batch(message: Propose, info: DrafterInfo, name: Callable[[int], 
     vectors = _vectors(message, info, counts)
     positions = _positions(message.positions, len(tokens))
     ends = np.cumsum(counts)
+    trace_parents = dict(message.trace_parents)
     inputs = tuple(
         DraftInput(
             sequence_id=name(int(ids[i])),
@@ -60,6 +64,7 @@ def message_to_batch(message: Propose, info: DrafterInfo, name: Callable[[int], 
             token_ids=tokens[ends[i] - counts[i] : ends[i]],
             vectors=vectors[i],
             positions=None if positions is None else positions[:, ends[i] - counts[i] : ends[i]],
+            trace_parent=trace_parents.get(i),
         )
         for i in range(len(ids))
     )

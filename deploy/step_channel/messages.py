@@ -73,6 +73,8 @@ class Propose(msgspec.Struct, frozen=True, array_like=True, tag=True):
     growth: GrowthPlan
     positions: WireArray | None = None
     """[3, N] int64, of targets with M-RoPE."""
+    trace_parents: tuple[tuple[int, str], ...] = ()
+    """Of inputs that open a traced sequence: their index, and `DraftInput.trace_parent`."""
 
 
 class Laws(msgspec.Struct, frozen=True, array_like=True):

@@ -16,6 +16,7 @@ from deploy.step_channel.errors import ChannelError, ProtocolError
 from deploy.step_channel.handshake import check_secret
 from deploy.step_channel.messages import ClientMessage, Close, Failed, Ping, Pong, Propose
 from deploy.step_channel.sockets import listen_tcp, listen_unix, make_prompt
+from deploy.step_channel.spans import DraftSpans
 from smart_serve.drafters.protocol import Drafter, DrafterUnavailable
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class DrafterServer:
         self._unix_path = unix_path
         self._connections: dict[socket.socket, Connection] = {}
         self._ids = itertools.count()
+        self._spans = DraftSpans()
         self._selector = selectors.DefaultSelector()
         self._listeners = []
         self.tcp_port: int | None = None
@@ -135,14 +137,17 @@ class DrafterServer:
             case Ping(number):
                 connection.send(Pong(number))
             case Close(sequence_ids):
-                self._drafter.close(connection.forget(sequence_ids))
+                self._close(connection.forget(sequence_ids))
             case _:
                 raise ProtocolError("an unexpected message")
 
     def _propose(self, connection: Connection, message: Propose) -> None:
         batch = message_to_batch(message, self._info, lambda one: connection.name(one, self._ids))
+        self._spans.open(batch)
         try:
-            answer = proposal_to_message(message.number, self._drafter.propose(batch))
+            proposal = self._drafter.propose(batch)
+            self._spans.add(batch, proposal)
+            answer = proposal_to_message(message.number, proposal)
         except DrafterUnavailable as error:
             connection.send(Failed(message.number, error.message))
         except Exception:
@@ -163,4 +168,8 @@ class DrafterServer:
         self._selector.unregister(connection.peer)
         del self._connections[connection.peer]
         connection.peer.close()
-        self._drafter.close(connection.forget(None))
+        self._close(connection.forget(None))
+
+    def _close(self, sequence_ids: list[int]) -> None:
+        self._drafter.close(sequence_ids)
+        self._spans.close(sequence_ids)

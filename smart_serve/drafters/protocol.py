@@ -51,6 +51,8 @@ class DraftInput:
     positions: NDArray[np.int64] | None = None
     """[3, n] where these tokens stand on the axes of M-RoPE; None for targets without it. The
     last one, the root, is text: its nodes go on from there by their depth, on all axes."""
+    trace_parent: str | None = None
+    """Of an opened sequence, if its request is traced (`GenerateRequest.trace_parent`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,10 @@ class DraftFeed:
                     _place_images(vectors, sequence, first)
             rope = sequence.rope
             positions = None if rope is None else rope.at(first + np.arange(count))
-            inputs.append(DraftInput(sequence.id, start, token_ids, vectors, positions))
+            trace_parent = sequence.request.trace_parent if start == 0 else None
+            inputs.append(
+                DraftInput(sequence.id, start, token_ids, vectors, positions, trace_parent)
+            )
             sequence.draft.num_sent, sequence.draft.is_open = start + count, True
         return tuple(inputs)
 

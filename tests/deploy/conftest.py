@@ -50,7 +50,11 @@ def app() -> Iterator[ServedApp]:
         )
         try:
             port = free_port()
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            serve.start(
+                http_options={"host": "127.0.0.1", "port": port},
+                # Nothing is traced unless a client asks for it.
+                tracing_config={"enabled": True, "sampling_ratio": 0.0},
+            )
             args = AppArgs(drafter_network="local", limits={"max_body_bytes": 2_000_000})
             handle = serve.run(build(args), name=APP)
             served = ServedApp(f"http://127.0.0.1:{port}", handle, Path(folder))
