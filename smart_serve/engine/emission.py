@@ -94,4 +94,4 @@ def tally_step(work: StepWork, seen: StepObservation, price: StepPrice | None) -
         tally.plain_ms += price.plain_ms * (accepted + 1)
         tally.predicted_ms += predicted_ms
         if sequence.request.trace:
-            sequence.trace = step_trace(i, seen, draft_ms, plain_ms, predicted_ms)
+            sequence.trace = step_trace(i, seen, seen.propose_ms, price.plain_ms, predicted_ms)
