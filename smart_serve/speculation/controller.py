@@ -33,9 +33,10 @@ from smart_serve.speculation.tree import Forest
 
 MAPS_EVERY = 8
 """Steps between two refreshes of the calibration maps; they move slowly."""
-TRIALS = 3
-"""First steps that draft whatever is predicted: by then price and acceptance are seen, and a
-useless drafter has cost three steps."""
+TRIALS = 16
+"""First steps that draft whatever is predicted: the first ones are slow for reasons of their own,
+and a drafter judged by three of them was left for good though it doubled the speed. A useless one
+has then cost about as many plain steps, once."""
 PLAN_EVERY = 4
 """Steps that a plan stands for, while batch and context do, and of which one is learnt from: prices
 and acceptance move by a few per cent at a time, and to look at them takes half a millisecond."""
