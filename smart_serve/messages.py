@@ -9,6 +9,7 @@ import msgspec
 
 from smart_serve.config import POLICY_NAMES, VERIFICATION_RULES, is_policy, rule_objection
 from smart_serve.errors import ClientError
+from smart_serve.step_trace import StepTrace
 
 FinishReason = Literal["stop", "length", "error", "cancelled"]
 MAX_LOGPROBS = 20
@@ -187,40 +188,6 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     logprob: float
     top: tuple[tuple[int, float], ...]
     """The likeliest (token id, log-probability), best first; the emitted one may not be there."""
-
-
-NodeFate = Literal["pruned", "rejected", "accepted"]
-"""Of a draft node: not worth verifying; verified, and the target chose otherwise; part of the
-answer."""
-
-
-class TracedNode(msgspec.Struct, frozen=True, array_like=True):
-    """One draft node of a traced step."""
-
-    token_id: int
-    parent: int
-    """Row of its parent: 0 is the root, the token emitted last before the step; n is the n-th node.
-    Parents come before children."""
-    path_prob: float
-    """How likely, by the controller's belief, the target accepts the path to it."""
-    fate: NodeFate
-
-
-class StepTrace(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step did for one request. Times in ms, of the step of the whole batch."""
-
-    policy: str
-    batch: int
-    """Sequences that decoded together."""
-    batch_nodes: int
-    """Draft nodes verified in the step, over the batch."""
-    nodes: tuple[TracedNode, ...]
-    draft_ms: float
-    verify_ms: float
-    step_ms: float
-    predicted_ms: float
-    plain_ms: float
-    """Predicted for a step without drafts at this batch."""
 
 
 class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("smart_serve", "vision", "kernels", "deploy")
-BASE = r"smart_serve\.(messages|config|limits|errors)"
+BASE = r"smart_serve\.(messages|step_trace|config|limits|errors)"
 HEAVY = r"(torch|ray|transformers)"
 
 

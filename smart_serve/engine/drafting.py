@@ -157,17 +157,9 @@ class Drafting:
         plain = replace(plain, plan_ms=1e3 * (time.perf_counter() - clock))
         if plan is None:
             return plain
-        drawn = sampled_shape(policy)
-        if drawn is not None and max_nodes < len(asking) * drawn.num_nodes:
-            return plain  # Before anything is drawn: what is may not decide.
-        if max_nodes < plan.max_nodes:
-            plan = msgspec.structs.replace(plan, max_nodes=max_nodes)
-        if drawn is not None:
-            plan = _with_draws(plan, asking)
-        if policy == "selector":
-            plan = _with_roots(plan, asking)
-        if any(sequence.request.trace for sequence in asking):
-            plan = msgspec.structs.replace(plan, traced=True)
+        plan = _fitted(plan, asking, max_nodes)
+        if plan is None:
+            return plain
         clock = time.perf_counter()
         proposal = self._ask(drafter, feed, asking, plan)
         asked = replace(plain, propose_ms=1e3 * (time.perf_counter() - clock))
@@ -240,6 +232,22 @@ def _set_aside(sequence: Sequence) -> None:
     than drafts bring."""
     sequence.draft.lose()
     sequence.draft.resume_at = sequence.num_computed + NO_ROOM_TOKENS
+
+
+def _fitted(plan: GrowthPlan, asking: list[Sequence], max_nodes: int) -> GrowthPlan | None:
+    """The plan for these sequences, with `max_nodes` at most; None: there is no room for it."""
+    drawn = sampled_shape(plan.policy)
+    if drawn is not None and max_nodes < len(asking) * drawn.num_nodes:
+        return None  # Before anything is drawn: what is may not decide.
+    if max_nodes < plan.max_nodes:
+        plan = msgspec.structs.replace(plan, max_nodes=max_nodes)
+    if drawn is not None:
+        plan = _with_draws(plan, asking)
+    if plan.policy == "selector":
+        plan = _with_roots(plan, asking)
+    if any(sequence.request.trace for sequence in asking):
+        plan = msgspec.structs.replace(plan, traced=True)
+    return plan
 
 
 def _with_draws(plan: GrowthPlan, asking: list[Sequence]) -> GrowthPlan:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smart_serve.messages import FinishReason, GenerateRequest, RequestStats, StepTrace
+from smart_serve.messages import FinishReason, GenerateRequest, RequestStats
 from smart_serve.models.rope import RopePositions
+from smart_serve.step_trace import StepTrace
 
 
 class State(Enum):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from smart_serve.messages import NodeFate, StepTrace, TracedNode
 from smart_serve.speculation.controller import StepObservation
 from smart_serve.speculation.tree import Forest
+from smart_serve.step_trace import NodeFate, StepTrace, TracedNode
 
 Path = tuple[int, ...]
 """Tokens from the root's child to a node; it names the node, for siblings differ."""

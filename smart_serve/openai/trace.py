@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from smart_serve.frontend.tokenizer import TextTokenizer
-from smart_serve.messages import NodeFate, StepTrace, TokenChunk
+from smart_serve.messages import TokenChunk
+from smart_serve.step_trace import NodeFate, StepTrace
 
 
 class AnswerToken(msgspec.Struct, frozen=True):

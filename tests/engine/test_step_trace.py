@@ -13,8 +13,9 @@ from small_models import VOCAB
 
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.trace import traced_nodes
-from smart_serve.messages import TokenChunk, TracedNode
+from smart_serve.messages import TokenChunk
 from smart_serve.speculation.growth import MAX_PRUNED
+from smart_serve.step_trace import TracedNode
 
 POLICIES = ("eagle2", "smart", "delayed:2,1,2", "chain:3", "off")
 
