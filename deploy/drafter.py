@@ -72,6 +72,8 @@ class DrafterReplica:
         """Serve replaces the replica when this raises."""
         if not self._server.is_alive:
             raise RuntimeError("the step channel's thread has ended")
+        # Serve asks every few seconds, and Ray forgets a gauge that is not set again.
+        self._count_leases(0)
 
     def __del__(self) -> None:
         # Serve calls this when it retires the replica; a constructor that failed has less to end.
