@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def scraped(app: ServedApp) -> Scrape:
         assert app.ask(messages=messages, max_tokens=40).status_code == 200
     assert httpx.get(f"{app.url}/nothing-here").status_code == 404
     app.wait_until_idle()
-    wait_for(lambda: not mismatch(scrape().names))
+    with suppress(AssertionError):  # `test_every_documented_name` says which are amiss.
+        wait_for(lambda: not mismatch(scrape().names))
     # The newest counts may still be on their way.
     wait_for(lambda: scrape().sum("inter_token_seconds_count") >= 2)
     wait_for(lambda: scrape().sum("cached_tokens_total") > 16)
