@@ -5,6 +5,7 @@ The README's table of what works together is read against these tests.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 import torch
 from engine_rig import Case, answers, make_cases, make_engine, run_all
 from qwen_cases import make_qwen_cases
-from small_models import small_text_config
+from safetensors.torch import load_file, save_file
+from small_models import IMAGE_TOKEN, small_text_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from smart_serve.config import EngineConfig
@@ -163,6 +165,60 @@ def test_a_target_that_drafts_for_itself_is_never_wrong(
             assert sequence.tally.target_steps == 1 + 5
             whole += 1
     assert whole >= NUM_CASES // 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_feature_drafter_of_the_targets_own_layer_is_never_wrong(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """A target whose attention is silenced and whose second layer passes all through is one layer
+    of a token's embedding. A drafter of that layer, with an `fc` that takes the embedding alone,
+    predicts its hidden states but for the norm's scale, which no arg-max sees."""
+    source: Path = request.getfixturevalue(f"small_{family}")
+    target = shutil.copytree(source, tmp_path / "target")
+    weights = silence(load_file(target / "model.safetensors"))
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    drafter = write_own_layer(tmp_path / "drafter", weights)
+    config = EngineConfig(block_tokens=4, kv_tokens=4096)
+    engine = make_engine(target, load_drafter(str(drafter), target, config), "chain:3")
+    if family == "qwen2_vl":
+        cases = make_qwen_cases(target, 6)
+    else:
+        cases = make_cases(target, 6, pictures=0 if family == "llama" else 2)
+    sequences = run_all(engine, cases, SamplingParams(max_tokens=1 + 4 * 5, ignore_eos=True))
+    assert answers(sequences)
+    for sequence in sequences:
+        assert sequence.tally.accepted == sequence.tally.drafted > 0
+    whole = [sequence for sequence in sequences if EOS not in sequence.tokens]
+    assert whole
+    assert {sequence.tally.target_steps for sequence in whole} == {1 + 5}
+
+
+def silence(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    for name, tensor in weights.items():
+        is_last = ".layers.1." in name and "visual" not in name and "vision" not in name
+        if name.endswith("self_attn.o_proj.weight") or (is_last and "down_proj" in name):
+            tensor.zero_()
+        if name.endswith(("model.norm.weight", "language_model.norm.weight")):
+            tensor.fill_(1.0)
+        if name.endswith("lm_head.weight"):
+            tensor[IMAGE_TOKEN].zero_()  # As no trained model does, it never says this token.
+    return weights
+
+
+def write_own_layer(folder: Path, weights: dict[str, torch.Tensor]) -> Path:
+    text = small_text_config()
+    tensors = {name: tensor.float() for name, tensor in published.eagle_tensors(text).items()}
+    own = {name.rpartition("layers.0.")[2]: t for name, t in weights.items() if "layers.0." in name}
+    for name in tensors:
+        if "mlp" in name or "norm" in name or "o_proj" in name:
+            tensors[name] = own[name.removeprefix("layers.0.")].clone()
+    embeds = next(t for name, t in weights.items() if name.endswith("embed_tokens.weight"))
+    tensors["embed_tokens.weight"] = embeds.clone()
+    eye = torch.eye(text.hidden_size)
+    tensors["fc.weight"] = torch.cat((eye, torch.zeros_like(eye)), dim=1)
+    config = published.config_of(text, rms_norm_eps=text.rms_norm_eps)
+    return published.write(folder, config, tensors, "safetensors")
 
 
 def test_the_readme_tells_of_these_and_no_others() -> None:
