@@ -203,6 +203,8 @@ def silence(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             tensor.fill_(1.0)
         if name.endswith("lm_head.weight"):
             tensor[IMAGE_TOKEN].zero_()  # As no trained model does, it never says this token.
+        if name.endswith("embed_tokens.weight"):
+            tensor[small_text_config().pad_token_id] = 0.5  # Zeros would make every token tie.
     return weights
 
 
