@@ -60,7 +60,7 @@ def eagle_tensors(
     return _random(shapes)
 
 
-def eagle3_tensors(text: LlamaConfig) -> Tensors:
+def eagle3_tensors(text: LlamaConfig, draft_vocab: int = DRAFT_VOCAB) -> Tensors:
     """Without embeddings, as the published ones; d2t and t2d of a reduced vocabulary."""
     h = text.hidden_size
     tensors = _random(
@@ -70,12 +70,12 @@ def eagle3_tensors(text: LlamaConfig) -> Tensors:
             "midlayer.hidden_norm.weight": (h,),
             "midlayer.input_layernorm.weight": (h,),
             "norm.weight": (h,),
-            "lm_head.weight": (DRAFT_VOCAB, h),
+            "lm_head.weight": (draft_vocab, h),
         }
     )
     generator = torch.Generator().manual_seed(8)
-    kept = torch.randperm(text.vocab_size, generator=generator)[:DRAFT_VOCAB].sort().values
-    tensors["d2t"] = kept - torch.arange(DRAFT_VOCAB)
+    kept = torch.randperm(text.vocab_size, generator=generator)[:draft_vocab].sort().values
+    tensors["d2t"] = kept - torch.arange(draft_vocab)
     tensors["t2d"] = torch.zeros(text.vocab_size, dtype=torch.bool)
     tensors["t2d"][kept] = True
     return tensors

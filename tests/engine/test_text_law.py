@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import published_drafters as published
 import pytest
 import torch
 from engine_rig import FLAT_COSTS
@@ -26,14 +27,15 @@ from smart_serve.speculation.cost import Curve
 VOCAB = 7
 PROMPT = tuple(np.random.default_rng(6).integers(0, VOCAB, 40).tolist())
 """Long enough for prompt lookup to find whatever comes."""
-MODEL = "draft_model:FOLDER"
+MODEL = "draft_model:FOLDER/draft"
 CHUNK = 160
 """Requests of one `generate` call."""
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random target of seven words, with another such model beside it as a drafter."""
+    """A random target of seven words, with another such model and random EAGLE and EAGLE-3
+    checkpoints beside it as drafters."""
     folder = tmp_path_factory.mktemp("tiny")
     words = {f"w{token}": token for token in range(VOCAB)}
     for name, seed in (("target", 2), ("draft", 3)):
@@ -46,6 +48,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.manual_seed(seed)
             LlamaForCausalLM(config).save_pretrained(folder / name)
         Tokenizer(WordLevel(words, unk_token="w0")).save(str(folder / name / "tokenizer.json"))
+    tensors = published.eagle_tensors(config, bias=True)
+    published.write(folder / "eagle", published.config_of(config), tensors, "bin")
+    reduced = published.config_of(config, draft_vocab_size=VOCAB - 2)
+    tensors = published.eagle3_tensors(config, VOCAB - 2)
+    published.write(folder / "eagle3", reduced, tensors, "safetensors")
     return folder
 
 
@@ -101,7 +108,7 @@ def count_texts(
     folder: Path, drafter: str, policy: str, params: SamplingParams, samples: int, batch: int
 ) -> tuple[np.ndarray, int]:
     """How often each three first tokens came, and how many drafted tokens were accepted."""
-    named = drafter.replace("FOLDER", str(folder / "draft"))
+    named = drafter.replace("FOLDER", str(folder))
     llm = LLM(folder / "target", named, policy, kv_tokens=4096, max_running=batch)
     llm.engine.set_controller(Decreed(llm.engine.config.speculation))
     counts, accepted = np.zeros((VOCAB,) * 3), 0
@@ -145,16 +152,16 @@ def test_a_rule_told_another_temperature_is_caught(
     assert chi_square_p_value(counts, counts.sum() * exact_law(tiny, params)) < 1e-5
 
 
-DRAFTERS = (MODEL, "ngram")
+DRAFTERS = (MODEL, "ngram", "FOLDER/eagle", "FOLDER/eagle3")
 PAIRS = [
     (policy, rule)
     for policy in ("delayed:1,2,0", "delayed:3,0,2", "delayed:2,1,1", "distinct:2,2", "smart-drawn")
     for rule in VERIFICATION_RULES
     if rule_objection(rule, policy) is None
-]
+] + [("eagle2", "match")]
 # Every rule on every kind of tree it may verify; drafters and settings in turn.
 SLOW = [
-    (policy, rule, DRAFTERS[i % 2], list(SETTINGS)[i % 3]) for i, (policy, rule) in enumerate(PAIRS)
+    (policy, rule, DRAFTERS[i % 4], list(SETTINGS)[i % 3]) for i, (policy, rule) in enumerate(PAIRS)
 ]
 
 
