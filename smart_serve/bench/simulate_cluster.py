@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -34,8 +36,11 @@ SHARES = {"h100": 4, "l40s": 6, "l4": 10}
 """Of a mixed fleet, by number."""
 
 
+T = TypeVar("T")
+
+
 class DecisionCost(msgspec.Struct, frozen=True, kw_only=True):
-    """Mean microseconds of the router's processor, decoding from MessagePack included."""
+    """Microseconds of the router's processor, decoding from MessagePack included."""
 
     replicas: int
     report_us: float
@@ -95,47 +100,47 @@ def decision_cost(num_replicas: int, rounds: int = 5_000) -> DecisionCost:
     book, bounds = ReportBook(), PlanBounds(SpeculationConfig())
     servers = mixed_fleet(num_replicas).servers()
     reports = [server.report(server.kind.name) for server in servers]
-    sent = [
-        msgspec.msgpack.encode(msgspec.structs.replace(one, prefixes=names, drafter_id="d"))
-        # By the next round each has served another prompt.
-        for turn in (0, 1)
-        for place, one in enumerate(reports)
-        for names in [_names(place)[turn : MAX_REMEMBERED - 1 + turn]]
-    ]
     decoder, encoder = msgspec.msgpack.Decoder(LoadReport), msgspec.msgpack.Encoder()
 
-    def take(place: int) -> None:
-        report = decoder.decode(sent[place % len(sent)])
-        book.record(report, float(place))
-        encoder.encode(plan_for(report, book, bounds, place))
+    def sent(turn: int) -> list[bytes]:
+        """Since the turn before each replica has served another prompt."""
+        changed = (
+            msgspec.structs.replace(one, prefixes=_names(place, turn), drafter_id="d")
+            for place, one in enumerate(reports)
+        )
+        return [encoder.encode(one) for one in changed]
+
+    def take(data: bytes) -> None:
+        report = decoder.decode(data)
+        book.record(report, 0.0)
+        encoder.encode(plan_for(report, book, bounds, 0))
 
     def choose(place: int) -> None:
-        keys = (PrefixKey(768, place), PrefixKey(576, _names(place % num_replicas)[1]))
+        keys = (PrefixKey(768, place), PrefixKey(576, _names(place % num_replicas, turns)[0]))
         shape = RequestShape(prompt_tokens=800, max_tokens=100, prefixes=keys)
-        chosen = assign(shape, book.pools(now_ms), offers, book.holders(shape.prefixes))
-        book.note_assigned(chosen.pool, chosen.replica, now_ms)
+        chosen = assign(shape, book.pools(0.0), offers, book.holders(shape.prefixes))
+        book.note_assigned(chosen.pool, chosen.replica, 0.0)
 
-    for place in range(num_replicas):
-        take(place)
-    report_us = _mean_us(take, max(rounds, 2 * num_replicas))
-    now_ms = float(max(rounds, 2 * num_replicas))
+    turns = max(1, rounds // num_replicas)
+    _mean_us(take, sent(0))
+    report_us = statistics.median(_mean_us(take, sent(turn)) for turn in range(1, 1 + turns))
     offers = tuple(Offer(name) for name in SHARES)
-    return DecisionCost(
-        replicas=num_replicas, report_us=report_us, assign_us=_mean_us(choose, rounds)
-    )
+    assign_us = _mean_us(choose, range(rounds))
+    return DecisionCost(replicas=num_replicas, report_us=report_us, assign_us=assign_us)
 
 
-def _names(place: int) -> tuple[int, ...]:
-    """As many prefixes as a replica tells of, all its own, as long as real names."""
-    first = 2**63 + MAX_REMEMBERED * place
+def _names(place: int, turn: int) -> tuple[int, ...]:
+    """As many prefixes as a replica tells of, all its own, as long as real names; the oldest gives
+    way to a new one at each turn."""
+    first = 2**63 + 2**32 * place + turn
     return tuple(range(first, first + MAX_REMEMBERED))
 
 
-def _mean_us(action: Callable[[int], None], times: int) -> float:
+def _mean_us(action: Callable[[T], None], items: Sequence[T]) -> float:
     start = time.process_time()
-    for number in range(times):
-        action(number)
-    return 1e6 * (time.process_time() - start) / times
+    for item in items:
+        action(item)
+    return 1e6 * (time.process_time() - start) / len(items)
 
 
 def _line(row: ClusterFigures) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -63,15 +63,15 @@ class ReportBook:
                 self.calibration.learn(report.replica_id, report.calibration)
             report = msgspec.structs.replace(report, calibration=None)
         old = self._reports.pop(report.replica_id, None)
+        come: Iterable[int] = report.prefixes
         if old is not None:
-            self._forget(old[0], keep=report.prefixes)
+            gone, come = changes(old[0].prefixes, report.prefixes)
+            self._forget(old[0], gone)
         self._reports[report.replica_id] = report, now_ms
         self._pools.setdefault(report.pool, PoolSums(report.pool)).add(report)
         self.drafters.add(report)
-        known = () if old is None else old[0].prefixes
-        if known != report.prefixes:
-            for name in set(report.prefixes).difference(known):
-                self._holders.setdefault(name, {})[report.replica_id] = None
+        for name in come:
+            self._holders.setdefault(name, {})[report.replica_id] = None
         self._expire(now_ms)
 
     def note_assigned(self, pool: str, replica: str | None, now_ms: float) -> None:
@@ -112,23 +112,39 @@ class ReportBook:
             if at >= oldest:
                 break
             del self._reports[replica]
-            self._forget(report, keep=())
+            self._forget(report, report.prefixes)
         while self._sent and self._sent[0][0] < now_ms - self.on_the_way_ms:
             _, pool, preferred = self._sent.popleft()
             _count_down(self._assigned, pool)
             if preferred is not None:
                 _count_down(self._assigned_to, preferred)
 
-    def _forget(self, report: LoadReport, keep: tuple[int, ...]) -> None:
+    def _forget(self, report: LoadReport, names: Iterable[int]) -> None:
+        """What it adds to the sums, and these of its prefixes."""
         self._pools[report.pool].take_away(report)
         self.drafters.take_away(report)
-        if report.prefixes == keep:
-            return
-        for name in set(report.prefixes).difference(keep):
+        for name in names:
             holders = self._holders[name]
             del holders[report.replica_id]
             if not holders:
                 del self._holders[name]
+
+
+def changes(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[Iterable[int], Iterable[int]]:
+    """(names to take away, names to add then), of two lists without doubles; one that has become
+    the latest may be in both.
+
+    The latest are last, so mostly some fell off in front and others came behind: to see that takes
+    a quarter of the time of hashing a hundred names.
+    """
+    if old == new:
+        return (), ()
+    if new and new[0] in old:
+        start = old.index(new[0])
+        kept = old[start:]
+        if new[: len(kept)] == kept:
+            return old[:start], new[len(kept) :]
+    return set(old).difference(new), set(new).difference(old)
 
 
 def _count_down(counts: Counter[str], name: str) -> None:

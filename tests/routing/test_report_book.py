@@ -7,7 +7,7 @@ from load_reports import report
 
 from smart_serve.messages import LoadReport, PrefixKey
 from smart_serve.routing.cluster_view import ClusterView
-from smart_serve.routing.report_book import MAX_HOLDERS, ReportBook
+from smart_serve.routing.report_book import MAX_HOLDERS, ReportBook, changes
 
 PREFIXES = (PrefixKey(64, 2), PrefixKey(32, 1))
 
@@ -80,6 +80,23 @@ def test_running_sums_equal_a_fresh_count_after_any_history() -> None:
         served = {one.replica_id for one in last.values() if name in one.prefixes}
         assert holders <= served
         assert len(holders) == min(MAX_HOLDERS, len(served))
+
+
+def test_changes_lead_from_one_list_to_the_other_in_whatever_order() -> None:
+    rng, aligned = random.Random(5), 0
+    for _ in range(2000):
+        old = tuple(rng.sample(range(12), rng.randrange(8)))
+        new = (*old, *rng.sample(range(12, 20), rng.randrange(3)))[rng.randrange(4) :]
+        if rng.random() < 0.5:
+            new = tuple(rng.sample(new, len(new)))
+        gone, come = changes(old, new)
+        aligned += isinstance(gone, tuple)
+        taken, added = set(gone), set(come)
+        assert taken <= set(old)
+        assert added <= set(new)
+        assert (set(old) - taken) | added == set(new)
+    # Both ways of finding them were taken.
+    assert 200 < aligned < 1800
 
 
 def test_nothing_outgrows_the_replicas_that_report() -> None:
