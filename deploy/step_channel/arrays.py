@@ -23,6 +23,8 @@ _NUMPY_DTYPES: dict[str, type[np.generic]] = {
     "float16": np.float16,
     "bfloat16": np.uint16,
 }
+# Not `dtype.name`, which is put together anew each time: a step asks twenty times.
+_NUMPY_NAMES = {np.dtype(kind): name for name, kind in _NUMPY_DTYPES.items()}
 _TENSOR_NAMES = {
     torch.float32: "float32",
     torch.float16: "float16",
@@ -40,12 +42,12 @@ class WireArray(msgspec.Struct, frozen=True, array_like=True):
     @staticmethod
     def from_numpy(array: NDArray[Any], name: str | None = None) -> WireArray:
         """Any array whose dtype the wire knows; `name` overrides the dtype's own name."""
-        dtype = name or array.dtype.name
-        if dtype not in _NUMPY_DTYPES:
-            raise ValueError(f"arrays of {dtype} do not travel on the step channel")
+        dtype = name or _NUMPY_NAMES.get(array.dtype)
+        if dtype is None or dtype not in _NUMPY_DTYPES:
+            raise ValueError(f"arrays of {array.dtype} do not travel on the step channel")
         contiguous = np.ascontiguousarray(array)
         data = contiguous.reshape(-1).view(np.uint8).data
-        return WireArray(dtype, tuple(array.shape), data)
+        return WireArray(dtype, array.shape, data)
 
     @staticmethod
     def from_tensor(tensor: torch.Tensor) -> WireArray:
@@ -68,7 +70,8 @@ class WireArray(msgspec.Struct, frozen=True, array_like=True):
         if math.prod(self.shape) * np.dtype(dtype).itemsize != self.data.nbytes:
             raise ProtocolError("array whose bytes do not match its shape")
         # A copy, because the view stands at any byte of the frame and would be unaligned.
-        return np.frombuffer(self.data, np.uint8).copy().view(dtype).reshape(self.shape)
+        flat = np.frombuffer(self.data, dtype).copy()
+        return flat if len(self.shape) == 1 else flat.reshape(self.shape)
 
     def to_tensor(self) -> torch.Tensor:
         """A CPU tensor. Raises `ProtocolError` as `to_numpy` does, or if it holds no floats."""

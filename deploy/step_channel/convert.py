@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,28 +46,29 @@ def batch_to_message(number: int, batch: DraftBatch, info: DrafterInfo) -> Propo
 
 def message_to_batch(message: Propose, info: DrafterInfo, name: Callable[[int], int]) -> DraftBatch:
     """The batch, its sequences renamed by `name`. Raises `ProtocolError` if it is inconsistent."""
-    ids, starts = _column(message.sequence_ids), _column(message.starts)
-    counts, tokens = _column(message.counts), _column(message.token_ids)
+    # As lists: a batch is small, and each question that numpy is asked costs some microseconds.
+    ids, starts = _column(message.sequence_ids).tolist(), _column(message.starts).tolist()
+    counts, tokens = _column(message.counts).tolist(), _column(message.token_ids)
     if not len(ids) == len(starts) == len(counts):
         raise ProtocolError("inputs of different lengths")
-    if np.any(counts < 1) or np.any(counts > len(tokens)) or int(counts.sum()) != len(tokens):
+    if min(counts, default=1) < 1 or sum(counts) != len(tokens):
         raise ProtocolError("counts that do not cover the tokens")
-    if np.any(starts < 0):
+    if min(starts, default=0) < 0:
         raise ProtocolError("a start below 0")
     vectors = _vectors(message, info, counts)
     positions = _positions(message.positions, len(tokens))
-    ends = np.cumsum(counts)
+    ends = itertools.accumulate(counts)
     trace_parents = dict(message.trace_parents)
     inputs = tuple(
         DraftInput(
-            sequence_id=name(int(ids[i])),
-            start=int(starts[i]),
-            token_ids=tokens[ends[i] - counts[i] : ends[i]],
+            sequence_id=name(ids[i]),
+            start=starts[i],
+            token_ids=tokens[end - counts[i] : end],
             vectors=vectors[i],
-            positions=None if positions is None else positions[:, ends[i] - counts[i] : ends[i]],
+            positions=None if positions is None else positions[:, end - counts[i] : end],
             trace_parent=trace_parents.get(i),
         )
-        for i in range(len(ids))
+        for i, end in enumerate(ends)
     )
     return DraftBatch(inputs, message.growth)
 
@@ -80,18 +82,20 @@ def _positions(array: WireArray | None, num_tokens: int) -> NDArray[np.int64] | 
 
 
 def _vectors(
-    message: Propose, info: DrafterInfo, counts: NDArray[np.int64]
-) -> list[torch.Tensor | None]:
+    message: Propose, info: DrafterInfo, counts: list[int]
+) -> Sequence[torch.Tensor | None]:
     """What each input brings beside its tokens."""
-    nothing: list[torch.Tensor | None] = [None] * len(counts)
+    nothing = [None] * len(counts)
     if info.vectors == "none":
         return nothing
-    own = _column(message.vector_counts)
-    if len(own) != len(counts) or np.any(own < 0) or np.any(own > counts):
+    own: list[int] = _column(message.vector_counts).tolist()
+    if len(own) != len(counts) or any(
+        not 0 <= mine <= most for mine, most in zip(own, counts, strict=True)
+    ):
         raise ProtocolError("vector counts that do not fit the inputs")
-    if info.wants_vector_per_token and not np.array_equal(own, counts):
+    if info.wants_vector_per_token and own != counts:
         raise ProtocolError("tokens without a vector")
-    total = int(own.sum())
+    total = sum(own)
     if message.vectors is None:
         if total:
             raise ProtocolError("vectors that were counted and not sent")
@@ -99,7 +103,7 @@ def _vectors(
     vectors = message.vectors.to_tensor()
     if vectors.shape != (total, info.vector_size):
         raise ProtocolError(f"vectors that are not [{total}, {info.vector_size}]")
-    return [part if len(part) else None for part in vectors.split(own.tolist())]
+    return [part if len(part) else None for part in vectors.split(own)]
 
 
 def proposal_to_message(number: int, proposal: Proposal) -> Proposed:
