@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deploy.keys import KeyOverLimit, KeyRing
+from deploy.linger import Exchange, Lingering
 from deploy.log_line import log_line
 from deploy.room import Room
 from deploy.routes import Access
@@ -61,40 +62,50 @@ Ended = Callable[[RequestRecord], None]
 """What becomes of the record once the answer is sent."""
 
 
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What the routes of one ingress replica have in common."""
+
+    keys: KeyRing
+    ended: Ended = RequestRecord.log
+    lingering: Lingering = field(default_factory=Lingering)
+
+
 class GuardedRoute:
     """One route as an ASGI application: admits, handles, tells errors as the API does, logs.
 
     The key's place, and the one in `room`, are held until the last byte of the answer is sent.
+    A body that was not read is then let in for a while, so that its sender sees the answer.
     """
 
     def __init__(
         self,
-        keys: KeyRing,
+        guard: Guard,
         access: Access,
         name: str,
         handler: Handler,
         room: Room | None = None,
-        ended: Ended = RequestRecord.log,
     ) -> None:
         """`room`: of a route that takes a body."""
-        self._keys = keys
-        self._ended = ended
+        self._guard = guard
         self._access = access
         self._name = name
         self._handler = handler
         self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
+        exchange = Exchange(Request(scope), receive, send)
+        request = Request(scope, exchange.receive, exchange.send)
         record = RequestRecord(request.method, self._name)
         try:
             with suppress(ClientDisconnect), ExitStack() as held:
                 held.enter_context(under(request.headers.get("traceparent")))
                 response = await self._respond(request, record, held)
-                await response(scope, receive, send)
+                await response(scope, exchange.receive, exchange.send)
                 record.status = response.status_code
         finally:
-            self._ended(record)
+            self._guard.ended(record)
+        await exchange.end(self._guard.lingering)
 
     async def _respond(self, request: Request, record: RequestRecord, held: ExitStack) -> Response:
         try:
@@ -112,11 +123,11 @@ class GuardedRoute:
 
     def _admit(self, request: Request, record: RequestRecord, held: ExitStack) -> None:
         """Raises `ClientError` 401, 403 or 429."""
-        if self._keys.is_open or self._access == "public":
+        if self._guard.keys.is_open or self._access == "public":
             return
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         # Header values are bytes; Starlette reads them as Latin-1.
-        holder = self._keys.find(secret.strip().encode("latin-1"))
+        holder = self._guard.keys.find(secret.strip().encode("latin-1"))
         if scheme.lower() != "bearer" or holder is None:
             message = "a valid API key is needed: Authorization: Bearer <key>"
             raise ClientError(message, code="invalid_api_key", status=401)

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from deploy.chat_service import ChatService, PreparedAnswer
 from deploy.console.files import PAGE, console_file
-from deploy.gate import Ended, GuardedRoute, Handler, RequestRecord, error_reply, json_reply
+from deploy.gate import Ended, Guard, GuardedRoute, Handler, RequestRecord, error_reply, json_reply
 from deploy.keys import KeyRing
 from deploy.pool_state import PoolState
 from deploy.room import Room
@@ -152,11 +152,12 @@ def build_http_app(
 ) -> Starlette:
     """The ASGI application of one ingress replica."""
     handlers, room = HttpApi(service, cluster).handlers, Room(service.limits, cluster.is_full)
+    guard = Guard(keys, ended)
 
     def guarded(one: RouteEntry) -> GuardedRoute:
         handler = handlers[one.operation]
         door = room if one.request else None
-        return GuardedRoute(keys, one.access, one.path, handler, door, ended)
+        return GuardedRoute(guard, one.access, one.path, handler, door)
 
     table = (*ROUTES, *CONSOLE_ROUTES)
     routes = [Route(one.path, guarded(one), methods=[one.method]) for one in table]
@@ -165,9 +166,7 @@ def build_http_app(
         assert isinstance(error, HTTPException)
         # Guarded too: who has no key does not learn which paths there are. Starlette does with it
         # what it does with a response: it runs it.
-        return cast(
-            Response, GuardedRoute(keys, "key", "(none)", partial(_refused, error), ended=ended)
-        )
+        return cast(Response, GuardedRoute(guard, "key", "(none)", partial(_refused, error)))
 
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(_REFUSALS, refuse))
     app.router.redirect_slashes = False
