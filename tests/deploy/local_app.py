@@ -35,6 +35,11 @@ ARGS = AppArgs(
 )
 
 
+KEEP_ALIVE_S = 90
+"""As long as Serve's proxies keep an idle connection. uvicorn's own 5 s is what clients have too,
+and a request that is sent just then is lost."""
+
+
 class LocalSource:
     """One engine's tokens, in place of a cluster's."""
 
@@ -92,7 +97,14 @@ def local_app(
 def served(app: ASGIApp) -> Iterator[str]:
     """The URL of `app` behind a real HTTP server on the loopback interface."""
     port = free_port()
-    config = uvicorn.Config(app, "127.0.0.1", port, log_level="warning", lifespan="off")
+    config = uvicorn.Config(
+        app,
+        "127.0.0.1",
+        port,
+        log_level="warning",
+        lifespan="off",
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
