@@ -15,6 +15,7 @@ from smart_serve.messages import TokenLogprob
 from smart_serve.paging.kv_cache import KvCache
 
 _NOT_FINITE = "the model's output is not finite"
+_NOT_DRAWN = "no token could be drawn with the request's sampling parameters"
 
 
 class StepCommit:
@@ -56,6 +57,8 @@ class StepCommit:
         drawn = self._verified.drawn
         if not drawn.is_finite[first:last].all():
             return failed(sequence, _NOT_FINITE)
+        if sequence.id in drawn.faulty:
+            return failed(sequence, _NOT_DRAWN)
         path = drawn.path(index)
         nodes = int(self._forest.offsets[index]) + path[1:] - 1
         self.accepted[nodes] = True
@@ -79,6 +82,8 @@ class StepCommit:
             said = drawn.logprobs.at(sequence, [drawn_row])
         if not is_finite:
             return failed(sequence, _NOT_FINITE)
+        if sequence.id in drawn.faulty:
+            return failed(sequence, _NOT_DRAWN)
         self._cache.add_rows(rows.start, np.arange(rows.stop - rows.start))
         emission = self._advance(sequence, tokens, chunk.length, said)
         return emission if tokens else None

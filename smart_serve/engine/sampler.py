@@ -35,6 +35,8 @@ class Drawn:
     logprobs: RowLogprobs = NO_LOGPROBS
     roots: FloatArray | None = None
     """`root_features` of the trees, where they were wanted."""
+    faulty: frozenset[int] = frozenset()
+    """Ids of sequences whose own tokens could not be drawn; their rows hold others."""
 
     def path(self, tree: int) -> NDArray[np.int64]:
         """Accepted rows of a tree, its root first."""

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from kernels.to_device import to_device
 from smart_serve.engine.drafting import Drafted
+from smart_serve.engine.draw_apart import draw_or_tell_whose_fault
 from smart_serve.engine.forward import Forward
 from smart_serve.engine.packing import image_rows, step_rows
-from smart_serve.engine.sampler import Drawn, draw
+from smart_serve.engine.sampler import Drawn
 from smart_serve.engine.scheduler import StepWork
 from smart_serve.models.target import Hidden, TargetModel
 
@@ -54,7 +55,7 @@ def _verify(model: TargetModel, forward: Forward, work: StepWork, drafted: Draft
     # Prompt rows, at once: what is not finite must be found before others get its blocks.
     finite = torch.isfinite(hidden.last[num_tree_rows:].sum(dim=-1, dtype=torch.float32))
     sequences = [*work.decodes, *(sequence for _, sequence in finished)]
-    drawn = draw(
+    drawn = draw_or_tell_whose_fault(
         model.logits(wanted),
         sequences,
         drafted.forest,
