@@ -28,6 +28,9 @@ from smart_serve.routing.autoscale import FULL
 APP_NAME = "smart-serve"
 MANY = 1_000
 """Ongoing requests where the deployment itself does not want to limit them."""
+BESIDES = 256
+"""Calls of an ingress replica that `Limits.max_requests` does not count: of routes without a body,
+of handles, and of clients that are still sending what was refused."""
 ANYWHERE = NodeChoice()
 DRAFTER_DRAIN_S = 3.0
 """Leases never end by themselves: their holders find another drafter, or are ending too."""
@@ -69,6 +72,8 @@ def _ingress(args: AppArgs) -> Deployment:
         "ingress",
         args.ingress_cpus,
         **_scaled(args.bounds("ingress"), ONGOING["ingress"]),
+        # It refuses what is too much itself; what Serve held back would wait without a word.
+        max_ongoing_requests=args.parsed_limits().max_requests + BESIDES,
         # No stream lasts longer, and nobody but its client could go on with one.
         graceful_shutdown_timeout_s=args.parsed_limits().request_timeout_s,
     )

@@ -10,7 +10,7 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
 import deploy
-from deploy.app import build
+from deploy.app import build, deployments
 from deploy.args import AppArgs, PoolArgs
 
 CONFIGS = Path(deploy.__file__).parent / "configs"
@@ -52,6 +52,13 @@ def test_values_from_a_command_line_are_converted() -> None:
 def test_prompt_lookup_needs_no_replica(drafter: str, remotely: bool) -> None:
     args = AppArgs(drafter=drafter)
     assert args.drafts_remotely == remotely
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_requests": 5}, {"max_requests": 9_000}])
+def test_serve_lets_in_all_that_the_ingress_itself_would_refuse(limits: dict[str, int]) -> None:
+    args = AppArgs(limits=limits)
+    ingress = next(one for one in deployments(args) if one.name == "ingress")
+    assert ingress.max_ongoing_requests > args.parsed_limits().max_requests
 
 
 def test_each_pool_has_an_engine_of_its_own() -> None:
