@@ -15,6 +15,7 @@ from smart_serve.bench.simulator.machine import Machine
 from smart_serve.bench.simulator.run import STANDARD, Figures, Length, simulate
 from smart_serve.bench.simulator.shapes import SHAPES
 from smart_serve.bench.simulator.simulation import Setting
+from smart_serve.bench.simulator.summary import Summary, best_tree, summary
 from smart_serve.bench.simulator.trace import SHORTEST_PHASE, Phase, PhaseFigures, follow
 from smart_serve.config import SpeculationConfig
 
@@ -40,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", type=_phases, metavar="BATCHxSTEPS,…", help="a changing load instead: 1x60,64x60"
     )
+    text = "also smart as a share of the best fixed tree of each batch, and of the other policies"
+    parser.add_argument("--oracle", action="store_true", help=text)
     parser.add_argument("--steps", type=options.count, default=STANDARD.counted)
     parser.add_argument("--warm-up", type=options.count, default=STANDARD.warm_up)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -48,11 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simulate, print a table, write the JSON."""
     print("SIMULATED: step times from a roofline over public figures, a synthetic drafter")
-    rows: list[Figures | PhaseFigures] = []
+    rows: list[Figures | PhaseFigures | Summary] = []
     for setting in _settings(args):
-        for row in _trace(args, setting) if args.trace else _figures(args, setting):
-            rows.append(row)
-            print(_phase_line(row) if isinstance(row, PhaseFigures) else _line(row), flush=True)
+        if args.trace:
+            for phase in _trace(args, setting):
+                rows.append(phase)
+                print(_phase_line(phase), flush=True)
+            continue
+        figures = []
+        for row in _figures(args, setting):
+            figures.append(row)
+            print(_line(row), flush=True)
+        rows.extend(figures)
+        if args.oracle:
+            of_all = summary(figures, [best_tree(setting, batch) for batch in args.batch])
+            rows.append(of_all)
+            print(_summary_line(of_all), flush=True)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
@@ -108,6 +122,15 @@ def _line(row: Figures) -> str:
         f"  {row.tokens_per_step:>5.2f} tokens/step  {row.nodes_per_step:>6.1f} nodes/step"
         f"  drafted {row.drafted_share:>4.0%}  predicted/true {row.predicted_over_true:.2f}"
         f"  controller {row.controller_ms:.1f} ms{'' if row.fits else '  (beyond its memory)'}"
+    )
+
+
+def _summary_line(row: Summary) -> str:
+    rivals = ", ".join(f"{ratio:.2f}x {name}" for name, ratio in row.over_rivals.items())
+    return (
+        f"simulated {row.device} wire {row.wire_ms:g} smart over all batches: {rivals}, "
+        f"{row.share_of_oracle:.2f} of the oracle; at least {row.least_speedup:.3f}x off, "
+        f"{row.least_share:.2f} of the oracle"
     )
 
 

@@ -7,8 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from smart_serve.bench.simulator.device import DEVICES
+from smart_serve.bench.simulator.machine import Machine
+from smart_serve.bench.simulator.shapes import SHAPES
+from smart_serve.bench.simulator.simulation import Setting
+from smart_serve.bench.simulator.summary import Best, best_tree
 from smart_serve.cli import main
 
 SHORT = ["--steps", "3", "--warm-up", "3", "--batch", "1,4"]
@@ -25,6 +31,28 @@ def test_every_figure_is_marked_as_simulated(
     rows = json.loads(file.read_text())
     assert [row["simulated"] for row in rows] == [True] * 4
     assert rows[0]["speedup"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_smart_as_a_share_of_the_best_fixed_tree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    words = "simulate --batch 1,64 --policies off,eagle2:1x1,smart --oracle --warm-up 60 --steps 20"
+    assert main([*words.split(), "--json", str(file)]) == 0
+    assert capsys.readouterr().out.count("of the oracle") == 2
+    found = json.loads(file.read_text())[-1]
+    # One node a step is no match at batch 1, and no fixed tree is far above both batches' smart.
+    assert found["over_rivals"].keys() == {"eagle2:1x1"}
+    assert found["over_rivals"]["eagle2:1x1"] > 1.2
+    assert 0.85 < found["least_share"] <= found["share_of_oracle"] < 1.3
+
+
+def test_the_best_fixed_tree_shrinks_with_the_batch_and_with_the_wire() -> None:
+    setting = Setting(Machine(DEVICES["l4"], SHAPES["llava-1.5-7b"]))
+    alone, crowded = best_tree(setting, 1), best_tree(setting, 256)
+    assert alone.speedup > crowded.speedup >= 1.0
+    far = msgspec.structs.replace(setting, wire_ms=1e4)
+    assert best_tree(far, 256) == Best("off", 1.0)
 
 
 def test_a_changing_load_is_reported_by_phase(capsys: pytest.CaptureFixture[str]) -> None:
