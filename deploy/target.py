@@ -195,6 +195,8 @@ class TargetReplica:
             block_tokens=load.block_tokens,
             batch=load.batch,
             token_ms=load.token_ms,
+            decode_step_ms=load.decode_step_ms,
+            predicted_step_ms=load.predicted_step_ms,
             plain_steps=load.plain_steps,
             prompt_token_ms=load.prompt_token_ms,
             drafter_id=self._lease.drafter_id if self._lease is not None else None,

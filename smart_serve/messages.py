@@ -280,6 +280,11 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """Moving average of the decoding batch."""
     token_ms: float = 0.0
     """Moving average of the time between two tokens of one sequence; 0: there was none yet."""
+    decode_step_ms: float = 0.0
+    """Moving average of the steps that the cost tables speak of, those of little prefill; 0: there
+    was none yet."""
+    predicted_step_ms: float = 0.0
+    """What the corrected tables had said of these."""
     plain_steps: tuple[tuple[int, float], ...] = ()
     """(batch, ms) of a step of plain decoding, rising: the corrected cost table in brief."""
     prompt_token_ms: float = 0.0

@@ -29,12 +29,14 @@ export class Pool {
   constructor(name) {
     this.rate = new Sparkline(["measured"]);
     this.cost = new Sparkline(["measured", "predicted"]);
+    this.step = new Sparkline(["measured", "predicted"]);
     this.kind = html("span", { class: "chip" });
     this.figures = html("dl");
     this.used = html("i");
     this.usedText = html("span");
     this.rateText = html("span");
     this.costText = html("span");
+    this.stepText = html("span");
     this.element = html(
       "article", { class: "pool", "aria-label": `Pool ${name}` },
       html("div", { class: "row spread" }, html("h3", {}, name), this.kind),
@@ -47,6 +49,7 @@ export class Pool {
       html(
         "div", { class: "stack" },
         html("div", {}, caption("A token (dashed: plain decoding, predicted)", this.costText), this.cost.element),
+        html("div", {}, caption("A step (dashed: predicted)", this.stepText), this.step.element),
       ),
     );
   }
@@ -55,6 +58,8 @@ export class Pool {
     const rate = sum(reports, "tokens_per_s");
     const token = mean(reports, "token_ms");
     const plain = plainMs(reports);
+    const step = mean(reports, "decode_step_ms");
+    const predicted = mean(reports, "predicted_step_ms");
     const used = 1 - sum(reports, "free_blocks") / Math.max(1, sum(reports, "total_blocks"));
     const count = reports.length === 1 ? "1 replica" : `${reports.length} replicas`;
     this.kind.textContent = `${reports[0].device_type} · ${count}`;
@@ -72,6 +77,8 @@ export class Pool {
     this.rateText.textContent = rate.toFixed(0);
     this.cost.add([token, plain]);
     this.costText.textContent = `${fixed(token, 1, " ms")}, ${fixed(plain, 1, " ms")}`;
+    this.step.add([step, predicted]);
+    this.stepText.textContent = `${fixed(step, 1, " ms")}, ${fixed(predicted, 1, " ms")}`;
     this.used.style.width = `${100 * used}%`;
     this.usedText.textContent = `${(100 * used).toFixed(0)} % used`;
   }

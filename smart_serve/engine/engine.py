@@ -32,6 +32,7 @@ from smart_serve.paging.blocks import BlockPool
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.speculation.controller import SpeculationController, StepObservation
 from smart_serve.speculation.cost import CostTable
+from smart_serve.speculation.step_cost import StepPrice
 
 
 class Engine:
@@ -66,6 +67,8 @@ class Engine:
         self._row_limit = RowLimit()
         self.last_step: StepObservation | None = None
         """What the newest step was like, if it had decoding sequences."""
+        self.last_price: StepPrice | None = None
+        """What it should have been like, before it was learnt from."""
         self.totals = EngineTotals()
         self._next_id = 0
         self.set_drafter(drafter)
@@ -132,7 +135,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Emission]:
         """schedule → propose → verify → commit → emit."""
-        self.last_step = None
+        self.last_step = self.last_price = None
         work = self.scheduler.schedule()
         if work.is_empty:
             return []
@@ -210,7 +213,7 @@ class Engine:
         price = self.controller.price(seen) if work.decodes else None
         tally_step(work, seen, price)
         if work.decodes:
-            self.last_step = seen
+            self.last_step, self.last_price = seen, price
         if work.decodes and not self._row_limit.is_set:
             self.controller.observe(seen)
         self.totals.add_step(seen, price, learn_ms=1e3 * (time.perf_counter() - clock))

@@ -9,6 +9,7 @@ import msgspec
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.totals import EngineTotals
 from smart_serve.speculation.controller import StepObservation
+from smart_serve.speculation.step_cost import StepPrice
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +31,8 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int
     batch: float
     token_ms: float
+    decode_step_ms: float
+    predicted_step_ms: float
     plain_steps: tuple[tuple[int, float], ...]
     prompt_token_ms: float
     learnt_steps: int
@@ -45,12 +48,16 @@ class StepRates:
     def __init__(self) -> None:
         self.step_ms = self.draft_ms = self.verify_ms = self.accepted = self.nodes = 0.0
         self.batch = self.token_ms = self.context = 0.0
+        self.decode_step_ms = self.predicted_step_ms = 0.0
         self._window_start_s = time.monotonic()
         self._window_tokens = 0
         self._tokens_per_s = 0.0
 
-    def add(self, seen: StepObservation | None, num_tokens: int) -> None:
-        """One step: what it did (None: it had no decoding sequence), the tokens it emitted."""
+    def add(
+        self, seen: StepObservation | None, num_tokens: int, price: StepPrice | None = None
+    ) -> None:
+        """One step: what it did (None: it had no decoding sequence), the tokens it emitted, what
+        was predicted of it."""
         self._window_tokens += num_tokens
         if seen is None:
             return
@@ -69,6 +76,13 @@ class StepRates:
         self.batch += weight * (seen.batch - self.batch)
         self.token_ms += weight * (token_ms - self.token_ms)
         self.context += weight * (seen.context - self.context)
+        if price is not None and seen.is_mostly_decoding:
+            self._compare(seen.step_ms, price.predicted.total_ms)
+
+    def _compare(self, measured_ms: float, predicted_ms: float) -> None:
+        weight = self._WEIGHT if self.decode_step_ms else 1.0
+        self.decode_step_ms += weight * (measured_ms - self.decode_step_ms)
+        self.predicted_step_ms += weight * (predicted_ms - self.predicted_step_ms)
 
     def tokens_per_s(self) -> float:
         """Over the last second or so."""
@@ -101,6 +115,8 @@ class StepRates:
             block_tokens=scheduler.pool.block_tokens,
             batch=self.batch,
             token_ms=self.token_ms,
+            decode_step_ms=self.decode_step_ms,
+            predicted_step_ms=self.predicted_step_ms,
             plain_steps=tuple((b, controller.plain_step_ms(b, self.context)) for b in batches),
             prompt_token_ms=controller.prompt_token_ms(self.context),
             learnt_steps=controller.learnt_steps,

@@ -191,7 +191,8 @@ class EngineLoop:
 
     def _step(self) -> None:
         emissions = self._engine.step()
-        self._rates.add(self._engine.last_step, sum(len(e.token_ids) for e in emissions))
+        num_tokens = sum(len(emission.token_ids) for emission in emissions)
+        self._rates.add(self._engine.last_step, num_tokens, self._engine.last_price)
         for emission in emissions:
             stream = self._streams.get(emission.sequence.id)
             if stream is not None and emission.chunk is not None:

@@ -76,11 +76,24 @@ def test_a_dropped_picture_is_answered_and_its_trees_are_drawn(console: Console,
     step = page.get_by_label("Decode step")
     step.fill("2" if step.input_value() == "1" else "1")
     assert page.locator("#step-text").text_content() != before
-    page.get_by_label("Pool default").wait_for()
-    assert "cpu" in (page.get_by_label("Pool default").text_content() or "")
+    check_pool(console)
     take_screenshots(console)
     assert console.problems == []
     assert console.hosts == {url.removeprefix("http://")}
+
+
+def check_pool(console: Console) -> None:
+    pool = console.page.get_by_label("Pool default")
+    pool.wait_for()
+    assert "cpu" in (pool.text_content() or "")
+    # Nothing runs any more, so the figures stay as the engine tells them.
+    report = httpx.get(f"{console.url}/status").json()["replicas"][0]["report"]
+    measured, predicted = report["decode_step_ms"], report["predicted_step_ms"]
+    assert measured > 0 < predicted
+    step = pool.locator(".stack > div", has_text="A step (dashed: predicted)")
+    step.get_by_text(f"{measured:.1f} ms, {predicted:.1f} ms", exact=True).wait_for()
+    for kind in ("measured", "predicted"):
+        assert step.locator(f"path.{kind}").get_attribute("d")
 
 
 def take_screenshots(console: Console) -> None:

@@ -10,6 +10,7 @@ from engine_rig import Case, make_engine, random_feature_drafter, run_all
 
 from smart_serve.drafters.protocol import DrafterUnavailable, Proposal
 from smart_serve.engine.engine import Engine
+from smart_serve.engine.load import StepRates
 
 
 @pytest.fixture(scope="module", params=["off", "eagle2"])
@@ -97,3 +98,25 @@ def test_a_request_that_never_ran_has_no_prompt_here(
     engine.abort(sequence)
     assert engine.totals.ended == {"cancelled": 1}
     assert engine.totals.prompt_tokens == 0
+
+
+def test_the_load_tells_what_was_predicted_of_the_steps_that_it_measures(
+    small_llama: Path, llama_cases: list[Case]
+) -> None:
+    engine, rates = make_engine(small_llama, None, "off"), StepRates()
+    engine.add(llama_cases[0].request())
+    engine.step()  # the prompt's: the tables do not speak of it
+    rates.add(engine.last_step, 1, engine.last_price)
+    load = rates.load(engine)
+    assert load.decode_step_ms == load.predicted_step_ms == 0.0
+    measured, predicted = [], []
+    while engine.scheduler.has_work:
+        engine.step()
+        assert engine.last_step is not None
+        assert engine.last_price is not None
+        measured.append(engine.last_step.step_ms)
+        predicted.append(engine.last_price.predicted.total_ms)
+        rates.add(engine.last_step, 1, engine.last_price)
+    load = rates.load(engine)
+    assert min(measured) < load.decode_step_ms < max(measured)
+    assert min(predicted) <= load.predicted_step_ms <= max(predicted)
