@@ -249,7 +249,13 @@ class SpeculationController:
     def observe(self, seen: StepObservation) -> None:
         """Learn from a step: acceptance, costs, overhead."""
         self._observe_costs(seen)
-        if seen.growth is None or not self._is_watched:
+        if seen.growth is None:
+            return
+        if is_smart(seen.policy):
+            expected = float(seen.forest.path_probs.sum())
+            came = int(np.count_nonzero(seen.accepted))
+            self._promises.observe_tokens(seen.batch, seen.batch + came, seen.batch + expected)
+        if not self._is_watched:
             return
         laws = seen.growth.laws
         if laws is None:

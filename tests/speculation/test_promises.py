@@ -33,3 +33,25 @@ def test_credit_comes_back_while_nothing_is_drafted() -> None:
     for _ in range(500):
         promises.forget(64)
     assert low < 0.88 < 0.99 < promises.factor(64)
+
+
+def test_a_drafter_that_brings_less_than_was_expected_is_believed_less() -> None:
+    promises = Promises()
+    for _ in range(60):
+        promises.observe_tokens(4, came=4.0, expected=10.0)
+    assert promises.factor(4) < 0.5
+    assert promises.factor(64) == 1.0
+    for _ in range(2_000):
+        promises.forget(4)
+    assert promises.factor(4) > 0.95
+
+
+def test_luck_is_no_surprise() -> None:
+    """Steps of one sequence bring one token or seven; their mean is what was expected."""
+    promises = Promises()
+    factors = []
+    for step in range(400):
+        promises.observe_tokens(1, came=7.0 if step % 2 else 1.0, expected=4.0)
+        factors.append(promises.factor(1))
+    assert factors[-1] == pytest.approx(1.0, abs=0.05)
+    assert min(factors) > 0.9

@@ -62,12 +62,16 @@ def test_smart_is_never_slower_than_plain_decoding_anywhere(device: str, model: 
 
 
 @pytest.mark.parametrize(
-    ("device", "batch", "wire_ms"), [("h200", 1, 20.0), ("h200", 64, 0.0), ("l4", 16, 1.0)]
+    ("device", "model", "batch", "wire_ms"),
+    [
+        *(("h200", "llama-3.1-8b", 1, 20.0), ("h200", "llama-3.1-8b", 64, 0.0)),
+        *(("l4", "llama-3.1-8b", 16, 1.0), ("h100", "llava-1.5-7b", 1, 0.0)),
+    ],
 )
 def test_a_useless_drafter_costs_two_percent_at_most(
-    device: str, batch: int, wire_ms: float
+    device: str, model: str, batch: int, wire_ms: float
 ) -> None:
-    useless = setting_of(device, wire_ms=wire_ms, skill=Skill(worth=0.0))
+    useless = setting_of(device, model, wire_ms, Skill(worth=0.0))
     assert speedup("smart", useless, batch, Length(200, 800)) >= FLOOR
 
 
