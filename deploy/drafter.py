@@ -40,6 +40,7 @@ class DrafterReplica:
         self._metrics = Exporter("drafter", device_type=accelerator_type())
         self._num_leases = 0
         self._count_leases(0)
+        self._export_totals()
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """Read by Serve once, when the replica is ready; targets find it in their selection."""
@@ -68,12 +69,19 @@ class DrafterReplica:
         self._num_leases += more
         self._metrics.set("drafter_leases", self._num_leases)
 
+    def _export_totals(self) -> None:
+        totals = self._server.totals
+        self._metrics.raise_to("drafter_questions", totals.questions)
+        self._metrics.raise_to("drafter_drafts", totals.drafts)
+        self._metrics.raise_to("drafter_sequences", totals.sequences)
+
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""
         if not self._server.is_alive:
             raise RuntimeError("the step channel's thread has ended")
         # Serve asks every few seconds, and Ray forgets a gauge that is not set again.
         self._count_leases(0)
+        self._export_totals()
 
     def __del__(self) -> None:
         # Serve calls this when it retires the replica; a constructor that failed has less to end.

@@ -143,6 +143,18 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ("{{device_type}} leases", now("drafter_leases", "device_type")),
         ),
         panel(
+            "Merged drafts: targets and sequences of one",
+            "short",
+            (
+                "{{device_type}} targets",
+                ratio("drafter_questions", "drafter_drafts", "device_type"),
+            ),
+            (
+                "{{device_type}} sequences",
+                ratio("drafter_sequences", "drafter_drafts", "device_type"),
+            ),
+        ),
+        panel(
             "Faults",
             "ops",
             (f"{POOL} answers resumed", rate("resumes")),

@@ -171,7 +171,17 @@ METRICS: dict[Part, tuple[Metric, ...]] = {
         Metric("feature_cache_bytes", "gauge", "bytes", "features that are kept"),
         Metric("encode_seconds", "counter", "seconds", "spent on requests for features"),
     ),
-    "drafter": (Metric("drafter_leases", "gauge", "1", "target replicas that draft here"),),
+    "drafter": (
+        Metric("drafter_leases", "gauge", "1", "target replicas that draft here"),
+        Metric("drafter_questions", "counter", "1", "of targets, each for its whole batch"),
+        Metric(
+            "drafter_drafts",
+            "counter",
+            "1",
+            "that answered them; fewer where some came together and were merged",
+        ),
+        Metric("drafter_sequences", "counter", "sequences", "drafted for, over all drafts"),
+    ),
 }
 
 

@@ -9,7 +9,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,14 @@ import torch
 from deploy.step_channel.client import RemoteDrafter
 from deploy.step_channel.handshake import new_nonce
 from deploy.step_channel.server import DrafterServer
-from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, DraftInput, Proposal
+from smart_serve.drafters.protocol import (
+    DraftBatch,
+    DrafterInfo,
+    DraftInput,
+    Outcome,
+    Proposal,
+    one_by_one,
+)
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.plan import GrowthPlan
@@ -39,6 +46,9 @@ class ChainDrafter:
         offsets = np.arange(trees + 1, dtype=np.int64) * depth
         forest = Forest(offsets, rows, rows, rows + 1, ones, ones)
         return Proposal(Growth(forest, (), ()))
+
+    def propose_together(self, batches: Sequence[DraftBatch]) -> Iterator[tuple[int, Outcome]]:
+        return one_by_one(self, batches)
 
     def close(self, sequence_ids: Sequence[int]) -> None:
         """Nothing is held."""

@@ -6,7 +6,7 @@ import itertools
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deploy.step_channel.convert import batch_to_message, message_to_proposal
@@ -88,21 +88,31 @@ class RemoteDrafter:
 
     def propose(self, batch: DraftBatch) -> Proposal:
         """Raises `DrafterUnavailable` when no good answer comes within the deadline."""
+        return self.ask(batch)()
+
+    def ask(self, batch: DraftBatch) -> Callable[[], Proposal]:
+        """Sends the question; what is returned waits for the answer and is to be called before the
+        next question. Both raise `DrafterUnavailable`."""
         number = next(self._numbers)
         request = batch_to_message(number, batch, self._info)
-        begun = time.monotonic()
+        asked_at = time.monotonic()
         try:
-            deadline = begun + self._propose_timeout_s
-            self._send(request, deadline)
-            answer = self._receive(deadline)
+            self._send(request, asked_at + self._propose_timeout_s)
+        except (ChannelError, OSError) as error:
+            raise self._broken(error) from error
+        return lambda: self._answer(number, len(batch.inputs), asked_at)
+
+    def _answer(self, number: int, num_inputs: int, asked_at: float) -> Proposal:
+        try:
+            answer = self._receive(asked_at + self._propose_timeout_s)
             if isinstance(answer, Failed) and answer.number == number:
                 raise DrafterUnavailable(answer.reason)
             if not isinstance(answer, Proposed) or answer.number != number:
                 raise ProtocolError("an answer to another question")
-            proposal = message_to_proposal(answer, len(batch.inputs))
+            proposal = message_to_proposal(answer, num_inputs)
         except (ChannelError, OSError) as error:
             raise self._broken(error) from error
-        elapsed_ms = (time.monotonic() - begun) * 1e3
+        elapsed_ms = (time.monotonic() - asked_at) * 1e3
         overhead_ms = max(0.0, elapsed_ms - sum(proposal.layer_ms))
         self._wire_ms += (1 - _WIRE_DECAY) * (overhead_ms - self._wire_ms)
         return proposal

@@ -51,6 +51,8 @@ def message_to_batch(message: Propose, info: DrafterInfo, name: Callable[[int], 
     counts, tokens = _column(message.counts).tolist(), _column(message.token_ids)
     if not len(ids) == len(starts) == len(counts):
         raise ProtocolError("inputs of different lengths")
+    if len(set(ids)) < len(ids):
+        raise ProtocolError("a sequence that is asked for twice")
     if min(counts, default=1) < 1 or sum(counts) != len(tokens):
         raise ProtocolError("counts that do not cover the tokens")
     if min(starts, default=0) < 0:

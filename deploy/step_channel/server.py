@@ -14,10 +14,19 @@ from deploy.step_channel.connection import Connection
 from deploy.step_channel.convert import message_to_batch, proposal_to_message
 from deploy.step_channel.errors import ChannelError, ProtocolError
 from deploy.step_channel.handshake import check_secret
-from deploy.step_channel.messages import ClientMessage, Close, Failed, Ping, Pong, Propose
+from deploy.step_channel.messages import (
+    ClientMessage,
+    Close,
+    Failed,
+    Ping,
+    Pong,
+    Propose,
+    Proposed,
+)
+from deploy.step_channel.questions import DraftTotals, Question
 from deploy.step_channel.sockets import listen_tcp, listen_unix, make_prompt
 from deploy.step_channel.spans import DraftSpans
-from smart_serve.drafters.protocol import Drafter, DrafterUnavailable
+from smart_serve.drafters.protocol import DrafterUnavailable, Outcome, SharedDrafter
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +36,13 @@ MAX_CONNECTIONS = 256
 class DrafterServer:
     """Serves `drafter` until `stop`.
 
-    One thread does everything, so the drafter has its one owner, a step crosses no queue, and two
-    targets that ask at once are served one after the other, as the device would anyway.
+    One thread does everything, so the drafter has its one owner and a step crosses no queue. What
+    several targets have asked by the time the drafter is free is drafted together.
     """
 
     def __init__(
         self,
-        drafter: Drafter,
+        drafter: SharedDrafter,
         secret: bytes,
         *,
         unix_path: Path | None = None,
@@ -48,6 +57,9 @@ class DrafterServer:
         self._connections: dict[socket.socket, Connection] = {}
         self._ids = itertools.count()
         self._spans = DraftSpans()
+        self._asked: list[tuple[Connection, Propose]] = []
+        """One question of a connection at most: its next message is read once this is answered."""
+        self.totals = DraftTotals()
         self._selector = selectors.DefaultSelector()
         self._listeners = []
         self.tcp_port: int | None = None
@@ -89,6 +101,7 @@ class DrafterServer:
                     self._accept(key.fileobj)
                 elif isinstance(key.data, Connection):
                     self._attend(key.data)
+            self._answer_all()
             self._drop_late()
         for connection in list(self._connections.values()):
             self._drop(connection)
@@ -133,7 +146,7 @@ class DrafterServer:
     def _serve(self, connection: Connection, message: ClientMessage) -> None:
         match message:
             case Propose():
-                self._propose(connection, message)
+                self._asked.append((connection, message))
             case Ping(number):
                 connection.send(Pong(number))
             case Close(sequence_ids):
@@ -141,21 +154,49 @@ class DrafterServer:
             case _:
                 raise ProtocolError("an unexpected message")
 
-    def _propose(self, connection: Connection, message: Propose) -> None:
-        batch = message_to_batch(message, self._info, lambda one: connection.name(one, self._ids))
-        self._spans.open(batch)
+    def _answer_all(self) -> None:
+        """Drafts for all targets that have asked, and tells each as soon as its trees are grown."""
+        asked, self._asked = self._asked, []
+        questions = [one for one in map(self._question, asked) if one is not None]
+        if not questions:
+            return
+        batches = [question.batch for question in questions]
+        for batch in batches:
+            self._spans.open(batch)
+        self.totals.add(batches)
+        waiting = dict(enumerate(questions))
         try:
-            proposal = self._drafter.propose(batch)
-            self._spans.add(batch, proposal)
-            answer = proposal_to_message(message.number, proposal)
-        except DrafterUnavailable as error:
-            connection.send(Failed(message.number, error.message))
+            for number, outcome in self._drafter.propose_together(batches):
+                self._answer(waiting[number], outcome)
+                del waiting[number]
         except Exception:
-            # The other targets must not lose their drafter to one bad batch.
-            logger.exception("the drafter failed on a batch of %d", len(batch.inputs))
-            connection.send(Failed(message.number, "the drafter failed"))
+            # The targets must not lose their drafter to one bad batch.
+            logger.exception("the drafter failed on a batch, one of %d at once", len(batches))
+        for question in waiting.values():
+            self._answer(question, DrafterUnavailable("the drafter failed"))
+
+    def _question(self, asked: tuple[Connection, Propose]) -> Question | None:
+        connection, message = asked
+        try:
+            batch = message_to_batch(
+                message, self._info, lambda one: connection.name(one, self._ids)
+            )
+        except ChannelError as error:
+            self._drop(connection, error)
+            return None
+        return Question(connection, message.number, batch)
+
+    def _answer(self, question: Question, outcome: Outcome) -> None:
+        message: Failed | Proposed
+        if isinstance(outcome, DrafterUnavailable):
+            message = Failed(question.number, outcome.message)
         else:
-            connection.send(answer)
+            self._spans.add(question.batch, outcome)
+            message = proposal_to_message(question.number, outcome)
+        try:
+            question.connection.send(message)
+        except (ChannelError, OSError) as error:
+            self._drop(question.connection, error)
 
     def _drop_late(self) -> None:
         now = time.monotonic()

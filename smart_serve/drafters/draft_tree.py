@@ -33,6 +33,7 @@ class DraftTree:
     positions: Ints | None  # [3, n] of the committed rows under M-RoPE; None: they are counted
     visible: Mask = field(default_factory=lambda: np.zeros((0, 0), np.bool_))
     """[rows, rows] what each expanded node sees of them, in cache order."""
+    is_committed: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -46,6 +47,7 @@ class DraftTree:
             self.positions = before + np.arange(n)
         self.held.num_rows += n
         self.held.next_start += len(self.item.token_ids)
+        self.is_committed = True
         return Rows(
             blocks=self.held.blocks,
             num_committed=before,
@@ -53,6 +55,13 @@ class DraftTree:
             positions=self.positions,
             visible=np.tri(n, dtype=np.bool_),
         )
+
+    def rewind(self) -> None:
+        """The committed rows are held no more: the input may be sent again."""
+        if self.is_committed:
+            self.held.num_rows -= len(self.token_ids)
+            self.held.next_start -= len(self.item.token_ids)
+            self.is_committed = False
 
     def expand(self, token_ids: Ints, parents: Ints | None, depth: int) -> Rows:
         """Rows of new nodes [n] of one depth below the expanded nodes `parents` (None: the root).

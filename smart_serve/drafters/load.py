@@ -19,7 +19,7 @@ from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.drafters.ngram import NgramDrafter
 from smart_serve.drafters.pickled import with_safetensors
-from smart_serve.drafters.protocol import Drafter
+from smart_serve.drafters.protocol import SharedDrafter
 from smart_serve.drafters.target_parts import TargetParts
 from smart_serve.errors import ConfigError
 from smart_serve.models.families import load_target
@@ -42,7 +42,7 @@ ModuleT = TypeVar("ModuleT", FeatureDraftNetwork, Eagle3Module)
 
 def load_drafter(
     drafter: str, model_folder: Path, config: EngineConfig, store: CostStore | None = None
-) -> Drafter:
+) -> SharedDrafter:
     """The drafter that `drafter` names, with what it costs on this device: from the `store` (by
     default the user's) or measured now.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from smart_serve.drafters.draft_part import DraftPart
 from smart_serve.drafters.draft_tree import DraftTree, Held
 from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.protocol import (
@@ -18,6 +19,7 @@ from smart_serve.drafters.protocol import (
     DrafterInfo,
     DrafterUnavailable,
     DraftInput,
+    Outcome,
     Proposal,
 )
 from smart_serve.paging.blocks import BlockPool
@@ -25,8 +27,7 @@ from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.pack import pack_rows
 from smart_serve.paging.rows import Ints, Rows
 from smart_serve.speculation.cost import Curve
-from smart_serve.speculation.growth import Growth, TreeGrower
-from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.policies import make_grower
 from smart_serve.speculation.selector import ShapeChooser
 from smart_serve.speculation.tree import Forest
@@ -94,25 +95,77 @@ class NetworkDrafter:
             if held is not None:
                 self._pool.release(held.blocks)
 
-    @torch.inference_mode()
     def propose(self, batch: DraftBatch) -> Proposal:
-        places = [self._place(item) for item in batch.inputs]
-        trees = [tree for tree in places if tree is not None]
-        known = [i for i, tree in enumerate(places) if tree is not None]
-        unknown = tuple(i for i, tree in enumerate(places) if tree is None)
+        ((_, outcome),) = self.propose_together((batch,))
+        if isinstance(outcome, DrafterUnavailable):
+            raise outcome
+        return outcome
+
+    @torch.inference_mode()
+    def propose_together(self, batches: Sequence[DraftBatch]) -> Iterator[tuple[int, Outcome]]:
+        parts = []
+        for number, batch in enumerate(batches):
+            part = self._part(number, batch)
+            if isinstance(part, DraftPart):
+                parts.append(part)
+            else:
+                yield number, part
+        if parts:
+            yield from self._draft(parts)
+
+    def _part(self, number: int, batch: DraftBatch) -> DraftPart | Outcome:
+        """What is to be drafted for the batch; or the answer, where that is nothing."""
+        placed = [self._place(item) for item in batch.inputs]
+        trees = [tree for tree in placed if tree is not None]
+        places = tuple(i for i, tree in enumerate(placed) if tree is not None)
         if not trees:
-            return Proposal(Growth(Forest.empty(len(places)), (), ()), unknown)
+            return Proposal(Growth(Forest.empty(len(placed)), (), ()), tuple(range(len(placed))))
         try:
-            growth, layer_ms, layer_rows = self._grow(batch.growth.of_trees(known), trees)
+            grower = make_grower(batch.growth.of_trees(places), len(trees), self.selector)
         except Exception as error:
-            _LOG.exception("drafting %d trees failed", len(trees))
-            # What may not have been run must not count as held.
-            self.close([tree.item.sequence_id for tree in trees])
-            raise DrafterUnavailable("the drafter failed") from error
+            return self._failed(trees, error)
+        return DraftPart(number, batch, places, trees, grower, num_frontier=len(trees))
+
+    def _draft(self, parts: list[DraftPart]) -> Iterator[tuple[int, Outcome]]:
+        """All parts in one pass a layer; if a pass fails, each of them alone."""
+        left = list(parts)
+        try:
+            for part in self._grow(parts):
+                left.remove(part)
+                yield part.number, self._outcome(part)
+        except Exception as error:
+            if len(left) == 1:
+                yield left[0].number, self._failed(left[0].trees, error)
+                return
+            _LOG.warning("drafting for %d targets at once failed; each is tried alone", len(left))
+            for part in left:
+                part.rewind()
+                self._release(part.trees)
+            for part in left:
+                again = self._part(part.number, part.batch)
+                if isinstance(again, DraftPart):
+                    yield from self._draft([again])
+                else:
+                    yield part.number, again
+
+    def _outcome(self, part: DraftPart) -> Outcome:
+        try:
+            proposal = part.proposal()
+        except Exception as error:
+            return self._failed(part.trees, error)
+        self._release(part.trees)
+        return proposal
+
+    def _failed(self, trees: list[DraftTree], error: Exception) -> DrafterUnavailable:
+        _LOG.error("drafting %d trees failed", len(trees), exc_info=error)
+        # What may not have been run must not count as held.
+        self.close([tree.item.sequence_id for tree in trees])
+        return DrafterUnavailable("the drafter failed")
+
+    def _release(self, trees: list[DraftTree]) -> None:
+        """The blocks that only tree nodes used."""
         for tree in trees:
             self._pool.release(tree.held.blocks, keep_tokens=tree.held.num_rows)
-        growth = growth.spread(len(places), known)
-        return Proposal(growth, unknown, tuple(layer_ms), tuple(layer_rows))
 
     def _place(self, item: DraftInput) -> DraftTree | None:
         """Room for the input's rows, or None: the sequence is not held up to `start`."""
@@ -130,27 +183,25 @@ class NetworkDrafter:
         self.close([item.sequence_id])
         return None
 
-    def _grow(
-        self, plan: GrowthPlan, trees: list[DraftTree]
-    ) -> tuple[Growth, list[float], list[int]]:
-        """catch up → (children → keep → expand)* → finish."""
-        num_rows = sum(len(tree.token_ids) for tree in trees)
-        grower = make_grower(plan, len(trees), self.selector)
-        layer_ms, layer_rows = [], []
-        clock = time.perf_counter()
+    def _grow(self, parts: list[DraftPart]) -> Iterator[DraftPart]:
+        """catch up → (children → keep → expand)*; a part is given back once its trees are grown."""
+        trees = [tree for part in parts for tree in part.trees]
+        clock, depth = time.perf_counter(), 0
         frontier = self._catch_up(trees)
         while True:
-            token_ids, log_probs = self._children(frontier.features, plan.top_k)
-            chosen = self._with_room(
-                grower, grower.add_layer(token_ids, log_probs), frontier, trees
-            )
+            width = max(1, *(part.batch.growth.top_k for part in parts))
+            token_ids, log_probs = self._children(frontier.features, width)
+            chosen = self._chosen(parts, frontier, trees, token_ids, log_probs)
             # With what the policy took: each layer costs that too, and on a CPU it is not little.
-            layer_ms.append(1e3 * (time.perf_counter() - clock))
-            layer_rows.append(num_rows)
-            if len(chosen) == 0:
-                return grower.finish(), layer_ms, layer_rows
-            clock, num_rows = time.perf_counter(), len(chosen)
-            frontier = self._expand(frontier, chosen, token_ids, trees, len(layer_ms))
+            layer_ms = 1e3 * (time.perf_counter() - clock)
+            for part, own in zip(parts, chosen, strict=True):
+                part.end_layer(layer_ms, num_next=len(own))
+            yield from (part for part in parts if part.num_frontier == 0)
+            parts = [part for part in parts if part.num_frontier > 0]
+            if not parts:
+                return
+            clock, depth = time.perf_counter(), depth + 1
+            frontier = self._expand(frontier, np.concatenate(chosen), token_ids, trees, depth)
 
     def _catch_up(self, trees: list[DraftTree]) -> _Frontier:
         """Run the newly committed rows; the last row of each tree is its root's."""
@@ -200,15 +251,29 @@ class NetworkDrafter:
             token_ids = self._network.target_ids[token_ids]
         return token_ids, best.values.double().cpu().numpy()
 
-    def _with_room(
-        self, grower: TreeGrower, chosen: Ints, frontier: _Frontier, trees: list[DraftTree]
-    ) -> Ints:
-        """`chosen` if every tree's new rows have blocks, else nothing: the trees stop growing."""
-        if len(chosen) == 0:
-            return chosen
-        width = len(grower.layers[-1].trees) // len(frontier.trees)
-        counts = np.bincount(frontier.trees[chosen // width], minlength=len(trees))
-        for tree, count in zip(trees, counts.tolist(), strict=True):
-            if not self._pool.grow(tree.held.blocks, tree.num_rows + count):
-                return chosen[:0]
+    def _chosen(
+        self,
+        parts: list[DraftPart],
+        frontier: _Frontier,
+        trees: list[DraftTree],
+        token_ids: Ints,
+        log_probs: NDArray[np.float64],
+    ) -> list[Ints]:
+        """For each part the children to expand, as indices into the flattened [F * k] of all."""
+        chosen, first, width = [], 0, token_ids.shape[1]
+        for part in parts:
+            rows = slice(first, first + part.num_frontier)
+            own = first * width + part.add_layer(token_ids[rows], log_probs[rows])
+            # Where there is no room for a layer, the trees stop growing.
+            has_room = self._has_room(trees, frontier.trees[own // width])
+            chosen.append(own if has_room else own[:0])
+            first = rows.stop
         return chosen
+
+    def _has_room(self, trees: list[DraftTree], owners: Ints) -> bool:
+        """Whether there are blocks for new rows of the trees `owners`, one number a row."""
+        numbers, counts = np.unique(owners, return_counts=True)
+        return all(
+            self._pool.grow(trees[number].held.blocks, trees[number].num_rows + count)
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
+        )

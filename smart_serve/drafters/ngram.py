@@ -7,12 +7,19 @@ vLLM have it, with trees: the earlier occurrences vote on what comes next.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, DraftInput, Proposal
+from smart_serve.drafters.protocol import (
+    DraftBatch,
+    DrafterInfo,
+    DraftInput,
+    Outcome,
+    Proposal,
+    one_by_one,
+)
 from smart_serve.drafters.suffix_index import Match, SuffixIndex
 from smart_serve.drafters.text_only import without_images
 from smart_serve.paging.rows import Ints
@@ -109,6 +116,9 @@ class NgramDrafter:
             rows = len(frontier)
         growth = grower.finish().spread(len(roots), known)
         return Proposal(growth, unknown, tuple(layer_ms), tuple(layer_rows))
+
+    def propose_together(self, batches: Sequence[DraftBatch]) -> Iterator[tuple[int, Outcome]]:
+        return one_by_one(self, batches)
 
     def _catch_up(self, item: DraftInput) -> _Node | None:
         """The root, or None: the sequence is not held up to `start`, or there is no room."""

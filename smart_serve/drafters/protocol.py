@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -119,6 +119,9 @@ class DrafterInfo:
         return self.vectors in ("hidden", "layers")
 
 
+Outcome = Proposal | DrafterUnavailable
+
+
 class Drafter(Protocol):
     """Grows draft trees. One owner calls it, from one thread."""
 
@@ -135,3 +138,25 @@ class Drafter(Protocol):
     def close(self, sequence_ids: Sequence[int]) -> None:
         """Forget sequences."""
         ...
+
+
+class SharedDrafter(Drafter, Protocol):
+    """One that several targets ask."""
+
+    def propose_together(self, batches: Sequence[DraftBatch]) -> Iterator[tuple[int, Outcome]]:
+        """Answers to questions of different targets, in one pass a layer for all of them: the
+        question's number with its outcome, as soon as it is known.
+
+        Each batch's trees are grown by its own plan, and what is wrong with one batch does not
+        show in the others' answers.
+        """
+        ...
+
+
+def one_by_one(drafter: Drafter, batches: Sequence[DraftBatch]) -> Iterator[tuple[int, Outcome]]:
+    """`propose_together` of a drafter whose passes are none the cheaper for being joint."""
+    for number, batch in enumerate(batches):
+        try:
+            yield number, drafter.propose(batch)
+        except DrafterUnavailable as error:
+            yield number, error

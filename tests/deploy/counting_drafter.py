@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,8 +11,10 @@ from smart_serve.drafters.protocol import (
     DraftBatch,
     DrafterInfo,
     DrafterUnavailable,
+    Outcome,
     Proposal,
     VectorKind,
+    one_by_one,
 )
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.growth import Growth
@@ -64,6 +66,9 @@ class CountingDrafter:
         )
         growth = Growth(forest, ((0.5, 0.5), (0.25,)), (0.5, 0.25))
         return Proposal(growth, tuple(unknown), (0.25, 0.125), (len(batch.inputs), 2))
+
+    def propose_together(self, batches: Sequence[DraftBatch]) -> Iterator[tuple[int, Outcome]]:
+        return one_by_one(self, batches)
 
     def close(self, sequence_ids: Sequence[int]) -> None:
         for one in sequence_ids:

@@ -82,6 +82,7 @@ def scraped(app: ServedApp) -> Scrape:
     # The newest counts may still be on their way.
     wait_for(lambda: scrape().sum("inter_token_seconds_count") >= 2)
     wait_for(lambda: scrape().sum("cached_tokens_total") > 16)
+    wait_for(lambda: scrape().sum("drafter_drafts_total") >= 1)
     return scrape()
 
 
@@ -131,6 +132,9 @@ def test_the_values_are_sane(scraped: Scrape) -> None:
     assert {one.tags["device_type"] for one in scraped.of("running")} == {"cpu"}
     assert {one.tags["pool"] for one in scraped.of("first_token_seconds_sum")} == {"default"}
     assert 0 < scraped.sum("first_token_seconds_sum") < 600
+    drafts = scraped.sum("drafter_drafts_total")
+    assert 1 <= drafts <= scraped.sum("drafter_questions_total")
+    assert drafts <= scraped.sum("drafter_sequences_total")
 
 
 @pytest.mark.serve

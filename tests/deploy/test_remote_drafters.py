@@ -7,50 +7,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
-import published_drafters as published
 import pytest
-import torch
-from small_models import IMAGE_TOKEN, small_text_config
+from drafter_kinds import KINDS, inputs_for, name_of
 
 from deploy.step_channel.client import RemoteDrafter
 from deploy.step_channel.server import DrafterServer
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.load import load_drafter
-from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, DraftInput
+from smart_serve.drafters.protocol import DraftBatch
 from smart_serve.speculation.plan import GrowthPlan
 
 SECRET = b"a secret that only this test has"
 PLAN = GrowthPlan(policy="eagle2", max_nodes=64, max_depth=3, top_k=3, nodes_per_tree=9)
 
 
-def name_of(kind: str, target: Path, folder: Path) -> str:
-    text = small_text_config()
-    match kind:
-        case "eagle3":
-            config = published.config_of(text, draft_vocab_size=published.DRAFT_VOCAB)
-            return str(published.write(folder, config, published.eagle3_tensors(text), "bin"))
-        case "msd":
-            tensors = published.eagle_tensors(text)
-            return str(published.write(folder, published.config_of(text), tensors, "bin"))
-        case "draft_model":
-            return f"draft_model:{target}"
-        case _:
-            return kind
-
-
-def inputs_for(info: DrafterInfo, rng: np.random.Generator, start: int, count: int) -> DraftInput:
-    """The opening input holds a picture of four tokens."""
-    token_ids = rng.integers(0, 2, count)
-    if start == 0:
-        token_ids[2:6] = IMAGE_TOKEN
-    rows = {"none": 0, "images": 4 if start == 0 else 0}.get(info.vectors, count)
-    vectors = None
-    if rows:
-        vectors = torch.from_numpy(rng.normal(size=(rows, info.vector_size))).float()
-    return DraftInput(0, start, token_ids, vectors)
-
-
-@pytest.mark.parametrize("kind", ["ngram", "draft_model", "msd", "eagle3"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_answers_as_in_process(small_llava: Path, tmp_path: Path, kind: str) -> None:
     name = name_of(kind, small_llava, tmp_path / "drafter")
     config = EngineConfig(kv_tokens=1024)

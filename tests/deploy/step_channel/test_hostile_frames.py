@@ -73,6 +73,8 @@ def test_contradictory_batches_end_the_connection(
     vectors = WireArray.from_tensor(torch.ones(2, 4))
     good = Propose(0, column(1), column(0), column(2), column(5, 6), column(2), vectors, GROWTH)
     replace = msgspec.structs.replace
+    both = column(1, 1)
+    twice = replace(good, starts=column(0, 0), counts=both, vector_counts=both)
     for bad in (
         replace(good, counts=column(3)),
         replace(good, counts=column(-1)),
@@ -82,6 +84,7 @@ def test_contradictory_batches_end_the_connection(
         replace(good, positions=column(5, 6)),
         replace(good, positions=WireArray.from_numpy(np.zeros((3, 3), np.int64))),
         replace(good, positions=WireArray.from_numpy(np.zeros((3, 2), np.float64))),
+        replace(twice, sequence_ids=column(1, 1)),
         replace(good, vector_counts=column(1)),
         replace(good, vector_counts=column(-1)),
         replace(good, vector_counts=column(2, 0)),
