@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import select
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -63,6 +64,8 @@ class RemoteDrafter:
         self._numbers = itertools.count()
         self._propose_timeout_s = propose_timeout_s
         self._reader = server_frames()
+        self._unread: int | None = None
+        """The question whose answer is still to be read."""
         self.is_connected = False
         try:
             self._peer = connect(unix_path, address, HANDSHAKE_S)
@@ -91,31 +94,47 @@ class RemoteDrafter:
         return self.ask(batch)()
 
     def ask(self, batch: DraftBatch) -> Callable[[], Proposal]:
-        """Sends the question; what is returned waits for the answer and is to be called before the
-        next question. Both raise `DrafterUnavailable`."""
+        """Sends the question; what is returned waits for its answer. Both raise
+        `DrafterUnavailable`. An answer that was not waited for by the next question is lost."""
         number = next(self._numbers)
         request = batch_to_message(number, batch, self._info)
         asked_at = time.monotonic()
+        deadline = asked_at + self._propose_timeout_s
         try:
-            self._send(request, asked_at + self._propose_timeout_s)
+            if self._unread is not None:
+                # Before it has been taken, the drafter listens to nothing else.
+                self._read_answer(self._unread, deadline)
+            self._send(request, deadline)
         except (ChannelError, OSError) as error:
             raise self._broken(error) from error
+        self._unread = number
         return lambda: self._answer(number, len(batch.inputs), asked_at)
 
     def _answer(self, number: int, num_inputs: int, asked_at: float) -> Proposal:
+        if self._unread != number:
+            raise DrafterUnavailable("the answer was not waited for in time")
+        # What its owner did since it asked is not the drafter's fault.
+        deadline = time.monotonic() + self._propose_timeout_s
+        was_there = self.is_connected and bool(select.select([self._peer], [], [], 0)[0])
         try:
-            answer = self._receive(asked_at + self._propose_timeout_s)
-            if isinstance(answer, Failed) and answer.number == number:
+            answer = self._read_answer(number, deadline)
+            if isinstance(answer, Failed):
                 raise DrafterUnavailable(answer.reason)
-            if not isinstance(answer, Proposed) or answer.number != number:
-                raise ProtocolError("an answer to another question")
             proposal = message_to_proposal(answer, num_inputs)
         except (ChannelError, OSError) as error:
             raise self._broken(error) from error
-        elapsed_ms = (time.monotonic() - asked_at) * 1e3
-        overhead_ms = max(0.0, elapsed_ms - sum(proposal.layer_ms))
-        self._wire_ms += (1 - _WIRE_DECAY) * (overhead_ms - self._wire_ms)
+        if not was_there:
+            elapsed_ms = (time.monotonic() - asked_at) * 1e3
+            overhead_ms = max(0.0, elapsed_ms - sum(proposal.layer_ms))
+            self._wire_ms += (1 - _WIRE_DECAY) * (overhead_ms - self._wire_ms)
         return proposal
+
+    def _read_answer(self, number: int, deadline: float) -> Failed | Proposed:
+        answer = self._receive(deadline)
+        if not isinstance(answer, Failed | Proposed) or answer.number != number:
+            raise ProtocolError("an answer to another question")
+        self._unread = None
+        return answer
 
     def close(self, sequence_ids: Sequence[int]) -> None:
         """Forget sequences. On a broken connection there is nothing to forget."""
@@ -171,6 +190,8 @@ class RemoteDrafter:
         self._peer.sendall(encode_frame(message))
 
     def _receive(self, deadline: float) -> ServerMessage:
+        if not self.is_connected:
+            raise ChannelError("the connection to the drafter is closed")
         while True:
             self._peer.settimeout(_remaining(deadline))
             message = self._reader.read(self._peer)

@@ -24,8 +24,9 @@ HANDSHAKE_S = 5.0
 """From accepting to a good `Answer`."""
 FRAME_S = 10.0
 """From the first byte of a frame to its last."""
-SEND_S = 1.0
-"""A peer that does not take an answer for this long holds up all others: it is dropped."""
+TAKE_S = 10.0
+"""A peer that takes nothing of an answer for so long is dropped. It need not wait for its answers:
+it may be verifying meanwhile, and that may be a step with a long prompt in it."""
 
 
 class Connection:
@@ -38,6 +39,9 @@ class Connection:
         self._secret = secret
         self._info = info
         self._reader = client_frames()
+        self._outbox = bytearray()
+        self._taken_at = 0.0
+        """Clock of the last bytes that the peer took."""
         self._nonce = new_nonce()
         self._accepted_at = time.monotonic()
         self._names: dict[int, int] = {}  # the target's sequence id -> the drafter's
@@ -55,13 +59,27 @@ class Connection:
             if message is not None:
                 return message
 
+    @property
+    def owes(self) -> bool:
+        """The peer has not taken all of its answers yet; it is not listened to before it has."""
+        return bool(self._outbox)
+
     def send(self, message: ServerMessage) -> None:
-        """Raises OSError when the peer does not take it within `SEND_S`."""
-        self.peer.settimeout(SEND_S)
+        """What the peer does not take at once is kept for `flush`. Raises `ChannelError`,
+        OSError."""
+        self._taken_at = time.monotonic()
+        self._outbox += encode_frame(message)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the peer takes now. Raises OSError."""
         try:
-            self.peer.sendall(encode_frame(message))
-        finally:
-            self.peer.setblocking(False)
+            while self._outbox:
+                sent = self.peer.send(self._outbox)
+                del self._outbox[:sent]
+                self._taken_at = time.monotonic()
+        except BlockingIOError:
+            return
 
     def open(self, message: ClientMessage) -> None:
         """Checks the handshake's answer. Raises `ProtocolError` after saying why not."""
@@ -89,9 +107,12 @@ class Connection:
         self._reader.limit_bytes = MAX_FRAME_BYTES
 
     def is_late(self, now: float) -> bool:
-        """Whether the peer let a deadline pass: of the handshake, or of a frame it began."""
+        """Whether the peer let a deadline pass: of the handshake, of a frame that it began, or of
+        one that it is to take."""
         if not self.is_open:
             return now - self._accepted_at > HANDSHAKE_S
+        if self.owes:
+            return now - self._taken_at > TAKE_S
         return self._reader.begun_at is not None and now - self._reader.begun_at > FRAME_S
 
     def name(self, sequence_id: int, counter: itertools.count[int]) -> int:

@@ -133,15 +133,23 @@ class DrafterServer:
     def _attend(self, connection: Connection) -> None:
         """Serves what this target sent; whatever is wrong with it costs only its connection."""
         try:
-            message = connection.receive()
-            if message is None:
-                return
-            if connection.is_open:
-                self._serve(connection, message)
-            else:
-                connection.open(message)
+            if connection.owes:
+                connection.flush()
+            elif (message := connection.receive()) is not None:
+                if connection.is_open:
+                    self._serve(connection, message)
+                else:
+                    connection.open(message)
         except (ChannelError, OSError) as error:
             self._drop(connection, error)
+            return
+        self._listen(connection)
+
+    def _listen(self, connection: Connection) -> None:
+        """To what the target says next; or, first, for when it takes more of its answers."""
+        wanted = selectors.EVENT_WRITE if connection.owes else selectors.EVENT_READ
+        if self._selector.get_key(connection.peer).events != wanted:
+            self._selector.modify(connection.peer, wanted, connection)
 
     def _serve(self, connection: Connection, message: ClientMessage) -> None:
         match message:
@@ -197,6 +205,8 @@ class DrafterServer:
             question.connection.send(message)
         except (ChannelError, OSError) as error:
             self._drop(question.connection, error)
+        else:
+            self._listen(question.connection)
 
     def _drop_late(self) -> None:
         now = time.monotonic()

@@ -7,6 +7,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,7 @@ from deploy.step_channel.messages import (
     Pong,
     Propose,
 )
+from smart_serve.drafters.protocol import DraftBatch, Proposal
 
 
 @pytest.mark.parametrize("is_open", [False, True])
@@ -72,31 +74,58 @@ def test_contradictory_batches_end_the_connection(
 
     vectors = WireArray.from_tensor(torch.ones(2, 4))
     good = Propose(0, column(1), column(0), column(2), column(5, 6), column(2), vectors, GROWTH)
-    replace = msgspec.structs.replace
+    changed = msgspec.structs.replace
     both = column(1, 1)
-    twice = replace(good, starts=column(0, 0), counts=both, vector_counts=both)
+    twice = changed(good, starts=column(0, 0), counts=both, vector_counts=both)
     for bad in (
-        replace(good, counts=column(3)),
-        replace(good, counts=column(-1)),
-        replace(good, starts=column(-1)),
-        replace(good, starts=column(0, 1)),
-        replace(good, vectors=None),
-        replace(good, positions=column(5, 6)),
-        replace(good, positions=WireArray.from_numpy(np.zeros((3, 3), np.int64))),
-        replace(good, positions=WireArray.from_numpy(np.zeros((3, 2), np.float64))),
-        replace(twice, sequence_ids=column(1, 1)),
-        replace(good, vector_counts=column(1)),
-        replace(good, vector_counts=column(-1)),
-        replace(good, vector_counts=column(2, 0)),
-        replace(good, vectors=WireArray.from_tensor(torch.ones(2, 5))),
-        replace(good, token_ids=WireArray("int64", (2,), memoryview(b"1234"))),
-        replace(good, token_ids=WireArray("int64", (-2, -1), memoryview(b"1" * 16))),
-        replace(good, token_ids=WireArray("object", (2,), memoryview(b"1" * 16))),
+        changed(good, counts=column(3)),
+        changed(good, counts=column(-1)),
+        changed(good, starts=column(-1)),
+        changed(good, starts=column(0, 1)),
+        changed(good, vectors=None),
+        changed(good, positions=column(5, 6)),
+        changed(good, positions=WireArray.from_numpy(np.zeros((3, 3), np.int64))),
+        changed(good, positions=WireArray.from_numpy(np.zeros((3, 2), np.float64))),
+        changed(twice, sequence_ids=column(1, 1)),
+        changed(good, vector_counts=column(1)),
+        changed(good, vector_counts=column(-1)),
+        changed(good, vector_counts=column(2, 0)),
+        changed(good, vectors=WireArray.from_tensor(torch.ones(2, 5))),
+        changed(good, token_ids=WireArray("int64", (2,), memoryview(b"1234"))),
+        changed(good, token_ids=WireArray("int64", (-2, -1), memoryview(b"1" * 16))),
+        changed(good, token_ids=WireArray("object", (2,), memoryview(b"1" * 16))),
     ):
         peer = RawPeer(path).enter()
         peer.socket.sendall(encode_frame(bad))
         assert peer.is_hung_up()
     assert remote.propose(batch_of(draft_input(1, 0, [1]))).growth.forest.num_nodes > 0
+
+
+class LongWinded(CountingDrafter):
+    """Its answers are larger than any socket's buffer."""
+
+    def propose(self, batch: DraftBatch) -> Proposal:
+        proposal = super().propose(batch)
+        wide = tuple((0.5,) * 100_000 for _ in range(10))
+        return replace(proposal, growth=replace(proposal.growth, best_by_depth=wide))
+
+
+def test_a_target_that_takes_no_answer_holds_up_nobody(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = server.DrafterServer(LongWinded(), SECRET, unix_path=path)
+    serving.start()
+    slow, other = (RemoteDrafter(SECRET, unix_path=path) for _ in range(2))
+    batch = batch_of(draft_input(1, 0, [1]))
+    answer = slow.ask(batch)
+    assert other.propose(batch).growth.forest.num_nodes > 0
+    # It is kept for as long as the target cares to take it.
+    assert answer().growth.forest.num_nodes > 0
+    slow.ask(batch)
+    monkeypatch.setattr(connection, "TAKE_S", 0.2)
+    wait_for(lambda: serving.num_connections == 1)
+    assert other.propose(batch).growth.forest.num_nodes > 0
+    serving.stop()
 
 
 @pytest.fixture(scope="module")

@@ -145,3 +145,40 @@ def test_a_dead_server_is_noticed_at_once(drafter: CountingDrafter, path: Path) 
 def test_missing_vectors_are_the_callers_mistake(remote: RemoteDrafter) -> None:
     with pytest.raises(ValueError, match="vector"):
         remote.propose(batch_of(DraftInput(1, 0, np.array([1]), None)))
+
+
+def test_an_answer_may_wait_to_be_read(remote: RemoteDrafter, drafter: CountingDrafter) -> None:
+    """What was asked first and not read is lost; the connection goes on."""
+    first = remote.ask(batch_of(draft_input(1, 0, [1, 2])))
+    second = remote.ask(batch_of(draft_input(2, 0, [3])))
+    expected = CountingDrafter().propose(batch_of(draft_input(2, 0, [3])))
+    with pytest.raises(DrafterUnavailable, match="not waited for"):
+        first()
+    assert_same(second(), expected)
+    with pytest.raises(DrafterUnavailable, match="not waited for"):
+        second()
+    drafter.failure = refuse()
+    third = remote.ask(batch_of(draft_input(2, 1, [3])))
+    with pytest.raises(DrafterUnavailable, match="full"):
+        third()
+    drafter.failure = None
+    assert remote.propose(batch_of(draft_input(2, 1, [3]))).unknown == ()
+
+
+def test_a_lost_drafter_shows_in_the_answer(drafter: CountingDrafter, path: Path) -> None:
+    serving = server.DrafterServer(drafter, SECRET, unix_path=path)
+    serving.start()
+    remote = RemoteDrafter(SECRET, unix_path=path)
+    drafter.delay_s = 0.2
+    answer = remote.ask(batch_of(draft_input(1, 0, [1])))
+    remote.disconnect()
+    with pytest.raises(DrafterUnavailable):
+        answer()
+    again = RemoteDrafter(SECRET, unix_path=path)
+    again.ask(batch_of(draft_input(1, 0, [1])))()
+    lost = again.ask(batch_of(draft_input(1, 1, [1])))
+    lost()
+    serving.stop()
+    with pytest.raises(DrafterUnavailable):
+        again.ask(batch_of(draft_input(1, 2, [1])))()
+    assert not again.is_connected
