@@ -9,8 +9,9 @@ import numpy as np
 
 from smart_serve.bench.figures import Calibrations, Reliability
 from smart_serve.drafters.protocol import DraftBatch, Drafter, DrafterInfo, Proposal
-from smart_serve.speculation.controller import SpeculationController, StepObservation
+from smart_serve.speculation.controller import SpeculationController
 from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.step_observation import StepObservation
 from smart_serve.speculation.tree import FloatArray, Forest
 
 BINS = 16
@@ -36,7 +37,7 @@ class ClockedController(SpeculationController):
         return plan
 
     def observe(self, seen: StepObservation) -> None:
-        predicted_ms = self.predicted_cost(seen).total_ms
+        predicted_ms = self.prices.predicted(seen).total_ms
         self.predicted_ms = predicted_ms if seen.is_mostly_decoding else None
         clock = time.perf_counter()
         super().observe(seen)

@@ -20,7 +20,7 @@ from smart_serve.engine.engine import Engine
 from smart_serve.engine.sequence import Sequence as EngineSequence
 from smart_serve.llm import LLM
 from smart_serve.messages import GenerateRequest, SamplingParams
-from smart_serve.speculation.controller import StepObservation
+from smart_serve.speculation.step_observation import StepObservation
 from vision.image import image_from_pil
 
 Features = list[NDArray[np.float32]]

@@ -26,10 +26,11 @@ from smart_serve.engine.scheduler import StepWork
 from smart_serve.engine.sequence import Sequence
 from smart_serve.models.target import TargetModel
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.speculation.controller import SpeculationController, StepObservation
+from smart_serve.speculation.controller import SpeculationController
 from smart_serve.speculation.draft_laws import DraftLaws
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.step_observation import StepObservation
 from smart_serve.speculation.tree import FloatArray, Forest
 
 _LOG = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from smart_serve.engine.scheduler import StepWork
 from smart_serve.engine.sequence import Sequence
 from smart_serve.engine.trace import step_trace
 from smart_serve.messages import FinishReason, TokenChunk, TokenLogprob
-from smart_serve.speculation.controller import StepObservation
 from smart_serve.speculation.step_cost import StepPrice
+from smart_serve.speculation.step_observation import StepObservation
 
 _LOG = logging.getLogger(__name__)
 

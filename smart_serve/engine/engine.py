@@ -30,9 +30,10 @@ from smart_serve.messages import GenerateRequest, SpeculationPlan
 from smart_serve.models.target import TargetModel
 from smart_serve.paging.blocks import BlockPool
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.speculation.controller import SpeculationController, StepObservation
+from smart_serve.speculation.controller import SpeculationController
 from smart_serve.speculation.cost import CostTable
 from smart_serve.speculation.step_cost import StepPrice
+from smart_serve.speculation.step_observation import StepObservation
 
 
 class Engine:
@@ -210,7 +211,7 @@ class Engine:
         """Tell the controller and the requests' tallies what the step was like."""
         seen = drafted.observation(work, accepted, context, verified.elapsed_ms, step_ms)
         clock = time.perf_counter()
-        price = self.controller.price(seen) if work.decodes else None
+        price = self.controller.prices.of_step(seen) if work.decodes else None
         tally_step(work, seen, price)
         if work.decodes:
             self.last_step, self.last_price = seen, price

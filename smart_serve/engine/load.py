@@ -8,8 +8,8 @@ import msgspec
 
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.totals import EngineTotals
-from smart_serve.speculation.controller import StepObservation
 from smart_serve.speculation.step_cost import StepPrice
+from smart_serve.speculation.step_observation import StepObservation
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,8 +117,10 @@ class StepRates:
             token_ms=self.token_ms,
             decode_step_ms=self.decode_step_ms,
             predicted_step_ms=self.predicted_step_ms,
-            plain_steps=tuple((b, controller.plain_step_ms(b, self.context)) for b in batches),
-            prompt_token_ms=controller.prompt_token_ms(self.context),
+            plain_steps=tuple(
+                (b, controller.prices.plain_step_ms(b, self.context)) for b in batches
+            ),
+            prompt_token_ms=controller.prices.prompt_token_ms(self.context),
             learnt_steps=controller.learnt_steps,
             has_drafter=engine.drafting.drafter is not None,
             totals=engine.totals.copy(),

@@ -9,8 +9,8 @@ import numpy as np
 
 from smart_serve.engine.sequence import Sequence
 from smart_serve.messages import FinishReason
-from smart_serve.speculation.controller import StepObservation
 from smart_serve.speculation.step_cost import StepCost, StepPrice
+from smart_serve.speculation.step_observation import StepObservation
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from smart_serve.speculation.controller import StepObservation
+from smart_serve.speculation.step_observation import StepObservation
 from smart_serve.speculation.tree import Forest
 from smart_serve.step_trace import NodeFate, StepTrace, TracedNode
 

@@ -11,7 +11,8 @@ A table measured at 1 to 512 packed tokens, for batches 1 and 16; a drafting pas
 
 >>> import numpy as np
 >>> from smart_serve.config import SpeculationConfig
->>> from smart_serve.speculation.controller import SpeculationController, StepObservation
+>>> from smart_serve.speculation.controller import SpeculationController
+>>> from smart_serve.speculation.step_observation import StepObservation
 >>> from smart_serve.speculation.cost import CostTable, Curve
 >>> from smart_serve.speculation.policies import make_grower
 >>> one = Curve((1, 64, 512), (10.0, 11.0, 50.0))  # ms

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import msgspec.structs
 import numpy as np
-from numpy.typing import NDArray
 
 from smart_serve.config import SpeculationConfig
 from smart_serve.messages import CalibrationCounts, SpeculationPlan
@@ -21,15 +20,12 @@ from smart_serve.speculation.calibration import Calibration
 from smart_serve.speculation.cost import CostTable, Curve
 from smart_serve.speculation.draw_acceptance import DrawAcceptance
 from smart_serve.speculation.fallback import Decision, Fallback, Outlook
-from smart_serve.speculation.growth import Growth
-from smart_serve.speculation.overhead import Overhead
 from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.prices import Prices
 from smart_serve.speculation.profile import DrafterProfile
 from smart_serve.speculation.promises import Promises
-from smart_serve.speculation.residuals import Residuals
 from smart_serve.speculation.static_tree import is_static, shape_of
-from smart_serve.speculation.step_cost import StepCost, StepPrice
-from smart_serve.speculation.tree import Forest
+from smart_serve.speculation.step_observation import StepObservation
 
 MAPS_EVERY = 8
 """Steps between two refreshes of the calibration maps; they move slowly."""
@@ -44,51 +40,9 @@ SETTLED_STEPS = 16
 """Drafted steps after which both are known well enough for that."""
 CONTEXT_STEP = 32
 """Committed tokens per sequence, on average, by which a context counts as another."""
-PROMPT_TOKENS = 512
-"""A usual prompt with a picture (LLaVA's has 576 tokens), and the end of most tables."""
 PAYBACK_STEPS = 16
 """Catching up is paid once and serves all steps after it: going back to drafting must pay within
 this many."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepObservation:
-    """What one step did and took."""
-
-    policy: str
-    batch: int
-    context: float
-    forest: Forest
-    accepted: NDArray[np.bool_]  # [M]
-    growth: Growth | None  # None: nothing was drafted
-    layer_rows: tuple[int, ...]
-    layer_ms: tuple[float, ...]
-    verify_ms: float
-    step_ms: float
-    prefill_tokens: int = 0
-    """Prompt tokens in the same forward."""
-    plan_ms: float = 0.0
-    """The controller's work before the step."""
-    propose_ms: float = 0.0
-    """From the question to the drafter until its answer."""
-
-    @property
-    def cost(self) -> StepCost:
-        """What it took."""
-        draft_ms = sum(self.layer_ms)
-        overhead_ms = max(0.0, self.step_ms - self.verify_ms - draft_ms)
-        return StepCost(self.verify_ms, draft_ms, overhead_ms)
-
-    @property
-    def num_tokens(self) -> int:
-        """Packed query tokens of the target's forward."""
-        return self.batch + self.forest.num_nodes + self.prefill_tokens
-
-    @property
-    def is_mostly_decoding(self) -> bool:
-        """Whether the cost table speaks of such steps. A server under load hardly ever takes one
-        without any prefill."""
-        return 2 * self.prefill_tokens <= self.num_tokens
 
 
 @dataclass(slots=True)
@@ -117,18 +71,13 @@ class SpeculationController:
     ) -> None:
         self._config = config
         self._terminal_tokens = tuple(sorted(terminal_tokens))
-        self._costs = costs
-        self._layer_cost = layer_cost
+        self.prices = Prices(costs, layer_cost)
         self._trials_left = TRIALS
         self._envelope: tuple[SpeculationPlan, float] | None = None
         self._calibration = Calibration(config.max_depth)
         self._maps = self._calibration.maps()
         self._has_inherited = False
         self._observed = 0
-        self._verify_residuals = Residuals()
-        self._draft_residuals = Residuals()
-        self._overhead = {True: Overhead(), False: Overhead()}
-        """By whether the step drafted."""
         self._profile = DrafterProfile(config.max_depth)
         self._draw_acceptance = DrawAcceptance()
         self._draw_maps = self._draw_acceptance.maps()
@@ -168,14 +117,14 @@ class SpeculationController:
     def set_layer_cost(self, layer_cost: Curve | None) -> None:
         """A drafter came (its own measurements) or went (None)."""
         self._trials_left = TRIALS
-        self._layer_cost = layer_cost
+        self.prices.layer_cost = layer_cost
         self._standing = None
 
     def plan(
         self, policy: str, batch: int, context: float, catch_up_rows: int
     ) -> GrowthPlan | None:
         """How to draft for `batch` sequences of mean length `context`; None: decode plainly."""
-        if policy == "off" or self._layer_cost is None or batch == 0:
+        if policy == "off" or self.prices.layer_cost is None or batch == 0:
             return None
         envelope = self._current_envelope()
         if envelope is not None and envelope.policy == "off":
@@ -219,36 +168,9 @@ class SpeculationController:
         self._promises.forget(batch)
         return None
 
-    def plain_step_ms(self, batch: int, context: float, prefill_tokens: int = 0) -> float:
-        """Predicted step of plain decoding at this batch, host time included."""
-        verify = self._verify_ms(batch + prefill_tokens, batch, context)
-        return verify + self._overhead[False].ms
-
-    def prompt_token_ms(self, context: float) -> float:
-        """What one more token of a long prompt costs, by the corrected table."""
-        long = self._verify_ms(PROMPT_TOKENS, 1, context)
-        return (long - self._verify_ms(1, 1, context)) / (PROMPT_TOKENS - 1)
-
-    def price(self, seen: StepObservation) -> StepPrice:
-        """To be asked for before `observe`. One of the batch's sequences at least is decoding."""
-        plain_ms = plain_first_ms = self.plain_step_ms(seen.batch, seen.context)
-        if seen.prefill_tokens:
-            plain_first_ms = self.plain_step_ms(seen.batch, seen.context, seen.prefill_tokens)
-        return StepPrice(self.predicted_cost(seen), plain_ms, plain_first_ms)
-
-    def predicted_cost(self, seen: StepObservation) -> StepCost:
-        """What the tables say of a step that has been taken."""
-        verify = self._verify_ms(seen.num_tokens, seen.batch, seen.context)
-        if seen.growth is None or self._layer_cost is None:
-            return StepCost(verify, 0.0, self._overhead[False].ms)
-        layers = sum(
-            self._layer_cost(rows) * self._draft_residuals.factor(rows) for rows in seen.layer_rows
-        )
-        return StepCost(verify, layers, self._overhead[True].ms)
-
     def observe(self, seen: StepObservation) -> None:
         """Learn from a step: acceptance, costs, overhead."""
-        self._observe_costs(seen)
+        self.prices.observe(seen)
         if seen.growth is None:
             return
         if is_smart(seen.policy):
@@ -269,20 +191,11 @@ class SpeculationController:
             self._maps, self._draw_maps = self._calibration.maps(), self._draw_acceptance.maps()
         if is_smart(seen.policy) and self._promised is not None and not seen.prefill_tokens:
             tokens = seen.batch + float(seen.forest.path_probs.sum())
-            plain_ms = self.plain_step_ms(seen.batch, seen.context)
+            plain_ms = self.prices.plain_step_ms(seen.batch, seen.context)
             kept = tokens / seen.step_ms * plain_ms / seen.batch
             self._promises.observe(seen.batch, self._promised, kept)
         if seen.policy == "adaptive-chain":
             self._adaptive_chain.observe(seen.forest, seen.accepted)
-
-    def _observe_costs(self, seen: StepObservation) -> None:
-        if seen.is_mostly_decoding:
-            table = self._costs.step_ms(seen.num_tokens, seen.batch, seen.context)
-            self._verify_residuals.observe(seen.num_tokens, seen.verify_ms, table)
-        if self._layer_cost is not None:
-            for rows, measured in zip(seen.layer_rows, seen.layer_ms, strict=True):
-                self._draft_residuals.observe(rows, measured, self._layer_cost(rows))
-        self._overhead[seen.growth is not None].observe(seen.cost.overhead_ms)
 
     def _outlook(self, plan: GrowthPlan, batch: int, catch_up_rows: int) -> Outlook:
         # What a step accepts is caught up with in the next; what is more is a prompt's, or was
@@ -306,10 +219,7 @@ class SpeculationController:
         is_drawn = policy == "smart-drawn"
         bounds = bounds_of(policy, self._config, self._shape, batch, envelope)
         max_nodes = bounds.max_nodes
-        knots = knots_up_to(max_nodes, batch, self._costs.stairs)
-        tokens = batch + np.asarray(knots, np.float64)
-        verify = self._costs.verify_ms(tokens, batch, context)
-        verify = np.maximum.accumulate(verify * self._verify_residuals.factors(tokens))
+        knots = knots_up_to(max_nodes, batch, self.prices.stairs)
         plan = GrowthPlan(
             policy=policy,
             max_nodes=max_nodes,
@@ -318,25 +228,15 @@ class SpeculationController:
             nodes_per_tree=bounds.nodes_per_tree,
             shape=self._shape if is_static(policy) else (),
             verify_knots=knots,
-            verify_knot_ms=tuple((verify + self._overhead[False].ms).tolist()),
-            draft_layer=self._draft_curve(envelope.draft_cost_factor if envelope else 1.0),
-            wire_ms=max(0.0, self._overhead[True].ms - self._overhead[False].ms),
+            verify_knot_ms=tuple(self.prices.verify_knot_ms(np.asarray(knots), batch, context)),
+            draft_layer=self.prices.draft_curve(envelope.draft_cost_factor if envelope else 1.0),
+            wire_ms=self.prices.wire_ms,
             calibration=self._draw_maps if is_drawn else self._maps,
             terminal_tokens=self._terminal_tokens,
             child_mass=(self._draw_profile if is_drawn else self._profile).child_mass,
         )
         ablation = self._config.ablation if policy == "smart" else None
         return plan if ablation is None else ablated_plan(plan, ablation, batch)
-
-    def _verify_ms(self, num_tokens: int, batch: int, context: float) -> float:
-        table = self._costs.step_ms(num_tokens, batch, context)
-        return table * self._verify_residuals.factor(num_tokens)
-
-    def _draft_curve(self, factor: float = 1.0) -> Curve:
-        assert self._layer_cost is not None
-        x = np.asarray(self._layer_cost.x)
-        y = np.asarray(self._layer_cost.y) * self._draft_residuals.factors(x) * factor
-        return Curve.monotone(self._layer_cost.x, y.tolist())
 
     def _current_envelope(self) -> SpeculationPlan | None:
         """The router's plan while it lives; afterwards the replica plans for itself."""

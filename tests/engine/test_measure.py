@@ -21,7 +21,7 @@ def test_a_second_start_takes_the_stored_costs(
 ) -> None:
     store = CostStore(tmp_path)
     measured = build_engine(small_llama, CONFIG, None, store=store)
-    assert measured.controller.plain_step_ms(1, 64.0) > 0.0
+    assert measured.controller.prices.plain_step_ms(1, 64.0) > 0.0
     (file,) = tmp_path.iterdir()
     content = msgspec.json.decode(file.read_bytes())
     for curve in (curve for row in content["costs"]["curves"] for curve in row):
@@ -29,10 +29,10 @@ def test_a_second_start_takes_the_stored_costs(
     file.write_bytes(msgspec.json.encode(content))
     # Here no step takes that long, so the table is found out.
     remeasured = build_engine(small_llama, CONFIG, None, store=CostStore(_copy(tmp_path)))
-    assert remeasured.controller.plain_step_ms(1, 64.0) < 600.0
+    assert remeasured.controller.prices.plain_step_ms(1, 64.0) < 600.0
     monkeypatch.setattr(build, "still_holds", lambda *_: True)
     again = build_engine(small_llama, CONFIG, None, store=store)
-    assert again.controller.plain_step_ms(1, 64.0) == pytest.approx(1234.5)
+    assert again.controller.prices.plain_step_ms(1, 64.0) == pytest.approx(1234.5)
 
 
 def _copy(folder: Path) -> Path:

@@ -21,8 +21,10 @@ from smart_serve.config import VERIFICATION_RULES, SpeculationConfig, rule_objec
 from smart_serve.engine import sampled
 from smart_serve.llm import LLM
 from smart_serve.messages import SamplingParams
-from smart_serve.speculation.controller import SpeculationController, StepObservation
+from smart_serve.speculation.controller import SpeculationController
 from smart_serve.speculation.cost import Curve
+from smart_serve.speculation.prices import Prices
+from smart_serve.speculation.step_observation import StepObservation
 
 VOCAB = 7
 PROMPT = tuple(np.random.default_rng(6).integers(0, VOCAB, 40).tolist())
@@ -94,14 +96,17 @@ def chi_square_p_value(counts: np.ndarray, expected: np.ndarray) -> float:
     ))  # fmt: skip
 
 
-class Decreed(SpeculationController):
-    """Costs stay what they are said to be: of a target so slow that drafts always pay."""
+class Decreed(Prices):
+    """They stay what they are said to be: of a target so slow that drafts always pay."""
 
-    def __init__(self, config: SpeculationConfig) -> None:
-        super().__init__(config, FLAT_COSTS, Curve((1.0,), (0.1,)))
-
-    def _observe_costs(self, seen: StepObservation) -> None:
+    def observe(self, seen: StepObservation) -> None:
         pass
+
+
+def decreed(config: SpeculationConfig) -> SpeculationController:
+    controller = SpeculationController(config, FLAT_COSTS, Curve((1.0,), (0.1,)))
+    controller.prices = Decreed(FLAT_COSTS, Curve((1.0,), (0.1,)))
+    return controller
 
 
 def count_texts(
@@ -110,7 +115,7 @@ def count_texts(
     """How often each three first tokens came, and how many drafted tokens were accepted."""
     named = drafter.replace("FOLDER", str(folder))
     llm = LLM(folder / "target", named, policy, kv_tokens=4096, max_running=batch)
-    llm.engine.set_controller(Decreed(llm.engine.config.speculation))
+    llm.engine.set_controller(decreed(llm.engine.config.speculation))
     counts, accepted = np.zeros((VOCAB,) * 3), 0
     for first in range(0, samples, CHUNK):
         seeds = range(first, min(first + CHUNK, samples))

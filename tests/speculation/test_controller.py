@@ -10,9 +10,10 @@ from growing import grow, steady
 
 from smart_serve.config import SpeculationConfig
 from smart_serve.messages import SpeculationPlan
-from smart_serve.speculation.controller import TRIALS, SpeculationController, StepObservation
+from smart_serve.speculation.controller import TRIALS, SpeculationController
 from smart_serve.speculation.cost import CostTable, Curve
 from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.step_observation import StepObservation
 from smart_serve.speculation.tree import Forest
 
 CONTEXT = 100.0
@@ -99,7 +100,9 @@ def test_costs_are_learnt_from_steps_with_a_little_prefill() -> None:
     for world in (slow, true):
         world.prefill_tokens = 4
         world.run(100, confidence=0.9, worth=0.9)
-    assert slow.controller.plain_step_ms(4, CONTEXT) > 2 * true.controller.plain_step_ms(4, CONTEXT)
+    assert slow.controller.prices.plain_step_ms(
+        4, CONTEXT
+    ) > 2 * true.controller.prices.plain_step_ms(4, CONTEXT)
 
 
 def test_an_unknown_drafter_is_tried_even_where_it_seems_too_dear() -> None:
@@ -168,9 +171,9 @@ def test_a_large_batch_drafts_less_than_a_small_one() -> None:
 @pytest.mark.parametrize("slower", [0.5, 2.0])
 def test_residuals_correct_the_predictions(slower: float) -> None:
     world = World(slower=slower)
-    before = world.controller.plain_step_ms(1, CONTEXT)
+    before = world.controller.prices.plain_step_ms(1, CONTEXT)
     world.run(200, confidence=0.9, worth=0.9)
-    after = world.controller.plain_step_ms(1, CONTEXT)
+    after = world.controller.prices.plain_step_ms(1, CONTEXT)
     plan = plan_of(world)
     assert plan is not None
     assert (after > before) == (slower > 1.0)

@@ -13,8 +13,9 @@ from smart_serve.bench.simulator.drafter import Skill, SyntheticDrafter
 from smart_serve.bench.simulator.drafting import Drafted, draft
 from smart_serve.bench.simulator.machine import Machine
 from smart_serve.config import SpeculationConfig
-from smart_serve.speculation.controller import SpeculationController, StepObservation
+from smart_serve.speculation.controller import SpeculationController
 from smart_serve.speculation.plan import GrowthPlan
+from smart_serve.speculation.step_observation import StepObservation
 from smart_serve.speculation.tree import Forest
 
 HOST_MS = 0.3
@@ -82,7 +83,7 @@ class Simulation:
         planning_ms = 1e3 * (time.thread_time() - clock)
         drafted = None if plan is None else self._draft(plan)
         seen = self._observation(drafted, batch)
-        predicted_ms = self._controller.predicted_cost(seen).total_ms
+        predicted_ms = self._controller.prices.predicted(seen).total_ms
         self._controller.observe(seen)
         tokens = batch + (drafted.expected_tokens if drafted else 0.0)
         self._owed = np.minimum(self._owed + tokens / batch, MOST_OWED)
