@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 from kernels.to_device import to_device
 
+COLDEST = 1e-30
+"""Lower temperatures are taken as this one: even here any two float32 logits that differ are worlds
+apart, and further down a logit over a temperature is no finite number."""
+
 
 def counter_uniform(seeds: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
     """Uniforms in [0, 1) keyed by (seed, position), both [R]: SplitMix64's finaliser, twice.
@@ -91,7 +95,8 @@ def target_probs(
 ) -> torch.Tensor:
     """p_target [R, V] in float64, after temperature, min-p, top-k and top-p; not renormalised after
     the cuts. Rows of temperature 0 are treated as temperature 1 and left to the caller."""
-    scale = torch.where(temperatures == 0, torch.ones_like(temperatures), temperatures)
+    warm = temperatures.clamp(min=COLDEST)
+    scale = torch.where(temperatures == 0, torch.ones_like(temperatures), warm)
     probs = torch.softmax(logits.double() / scale.unsqueeze(1), dim=-1)
     if bool((min_ps > 0).any()):
         floor = min_ps.unsqueeze(1) * probs.amax(dim=-1, keepdim=True)
@@ -109,4 +114,5 @@ def target_probs(
     # A row without top_p is not cut at all: rounding would drop its far tail, and only when another
     # row of the batch brings it here.
     keep_p |= top_ps.unsqueeze(1) >= 1
+    keep_p |= rank == 0  # even where top_p of the mass rounds to nothing
     return torch.zeros_like(probs).scatter_(1, order, ordered * keep_p)

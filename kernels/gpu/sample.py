@@ -12,10 +12,13 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.sample import COLDEST
+
 TILE = 2048
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _ONE = tl.constexpr(17592186044416.0)
 """2^44: weights of half a million tokens add up to less than 2^63."""
+_COLDEST = tl.constexpr(COLDEST)
 _NO_CUT = tl.constexpr(-(2**31))
 _GAMMA = tl.constexpr(0x9E3779B97F4A7C15)
 
@@ -141,7 +144,7 @@ def sample_row(
 
     temperature = tl.load(temperatures + index)
     if temperature > 0.0:
-        scale = (1.0 / temperature * _LOG2_E).to(tl.float32)
+        scale = (1.0 / tl.maximum(temperature, _COLDEST) * _LOG2_E).to(tl.float32)
         min_p = tl.load(min_ps + index).to(tl.float32)
         cut, ties = tl.full([], _NO_CUT, tl.int32), tl.full([], 0, tl.int64)
         top_k = tl.load(top_ks + index)

@@ -50,7 +50,8 @@ def draw_or_tell_whose_fault(
         if not faulty:
             raise
         others = [plain[i] if i in faulty else one for i, one in enumerate(sequences)]
-        return replace(drawn(others), faulty=frozenset(sequences[i].id for i in faulty))
+        found = drawn(others)
+        return replace(found, faulty=found.faulty | {sequences[i].id for i in faulty})
 
 
 def _plain(sequence: Sequence) -> Sequence:

@@ -86,7 +86,19 @@ def draw(
         paths.reshape(walk.paths.shape),
         row_logprobs(logits, tokens, sequences, forest),
         roots,
+        _without_tokens(token_ids, logits.shape[1], sequences, forest),
     )
+
+
+def _without_tokens(
+    token_ids: NDArray[np.int64], vocab: int, sequences: Seq[Sequence], forest: Forest
+) -> frozenset[int]:
+    """Ids of sequences that drew what is no token: the next forward would fail for all."""
+    outside = (token_ids < 0) | (token_ids >= vocab)
+    if not outside.any():
+        return frozenset()
+    ids = np.asarray([sequence.id for sequence in sequences], np.int64)
+    return frozenset(np.repeat(ids, row_counts(len(ids), forest))[outside].tolist())
 
 
 def _sample(logits: torch.Tensor, sequences: Seq[Sequence], forest: Forest) -> torch.Tensor:

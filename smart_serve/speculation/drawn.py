@@ -71,7 +71,7 @@ class DrawnGrower(TreeGrower):
         weights = layer.confidences.reshape(-1, layer.width)
         best = weights.max(axis=1, keepdims=True)
         temperatures = np.asarray(self.plan.temperatures)[trees][:, None]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             laws = np.where(weights > 0.0, (weights / best) ** (1.0 / temperatures), 0.0)
         first = np.arange(layer.width) == weights.argmax(axis=1)[:, None]
         laws = np.where(temperatures > 0.0, laws, first & (weights > 0.0))

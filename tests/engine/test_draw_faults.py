@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+import torch
 from draft_doubles import KnowingDrafter, chain
-from engine_rig import Case, answers, make_engine, run_all
+from engine_rig import ANSWER_TOKENS, Case, answers, make_engine, run_all
+from small_models import VOCAB
 
 from smart_serve.engine import penalties, sampler
 from smart_serve.engine.controls import Controls
@@ -41,6 +45,7 @@ def fails_for_the_marked(real: Callable[..., object], place: int) -> Callable[..
     return planted
 
 
+NOT_DRAWN = "no token could be drawn with the request's sampling parameters"
 PLACES = ["controls", "penalties", "logprobs", "uniforms"]
 
 
@@ -81,9 +86,7 @@ def test_a_request_whose_tokens_cannot_be_drawn_ends_alone(
     plant(where, monkeypatch)
     emissions = engine.step()
     ended = [e.chunk for e in emissions if e.sequence.finish_reason == "error"]
-    assert [chunk.error for chunk in ended if chunk] == [
-        "no token could be drawn with the request's sampling parameters"
-    ]
+    assert [chunk.error for chunk in ended if chunk] == [NOT_DRAWN]
     assert sequences[2].finish_reason == "error"
     while engine.scheduler.has_work:
         engine.step()
@@ -109,6 +112,43 @@ def test_a_first_token_that_cannot_be_drawn_ends_its_request_alone(
     assert [one.finish_reason for one in sequences] == ["length", "error", "length"]
     assert answers(sequences)[::2] == wanted[::2]
     engine.scheduler.pool.check_idle()
+
+
+@pytest.mark.parametrize("outside", [-1, VOCAB])
+def test_a_token_outside_the_vocabulary_ends_its_request_alone(
+    small_llava: Path, llava_cases: list[Case], outside: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = msgspec.structs.replace(SAMPLED, logprobs=None)
+    wanted = answers(run_all(make_engine(small_llava), llava_cases[:3], plain))
+    real = sampler._sample
+
+    def planted(logits: torch.Tensor, *given: Any) -> torch.Tensor:
+        tokens = real(logits, *given)
+        tokens[1] = outside
+        return tokens
+
+    engine = make_engine(small_llava)
+    sequences = [engine.add(case.request(plain), case.features) for case in llava_cases[:3]]
+    for _ in range(2):
+        engine.step()
+    monkeypatch.setattr(sampler, "_sample", planted)
+    engine.step()
+    monkeypatch.undo()
+    assert sequences[1].error == NOT_DRAWN
+    while engine.scheduler.has_work:
+        engine.step()
+    assert [one.finish_reason for one in sequences] == ["length", "error", "length"]
+    assert answers(sequences)[::2] == wanted[::2]
+    engine.scheduler.pool.check_idle()
+
+
+def test_vanishing_parameters_give_the_likeliest_tokens(
+    small_llava: Path, llava_cases: list[Case]
+) -> None:
+    cold = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=5e-324)
+    flat = SamplingParams(max_tokens=ANSWER_TOKENS, temperature=2.0, top_p=5e-324, top_k=1)
+    both = run_all(make_engine(small_llava), llava_cases[:4], [cold, flat, cold, flat])
+    assert answers(both) == [case.answer for case in llava_cases[:4]]
 
 
 def test_a_fault_of_nobody_alone_still_ends_the_step(

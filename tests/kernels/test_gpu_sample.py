@@ -73,6 +73,13 @@ def test_ties_are_broken_by_the_lower_token(rows: int) -> None:
         assert torch.equal(draws.by_kernel(), expected)
 
 
+def test_as_temperature_vanishes_the_likeliest_token_is_left() -> None:
+    draws = Draws(4, rows=4, vocab=50)
+    draws.temperatures = in_turn([5e-324, 1e-310, 1e-39, 1e-30], 4)
+    draws.top_ps = in_turn([1.0, 5e-324], 4)
+    assert torch.equal(draws.by_kernel(), draws.logits.argmax(dim=-1))
+
+
 def test_a_row_does_not_depend_on_its_batch() -> None:
     draws = Draws(2, rows=3)
     together = draws.by_kernel()

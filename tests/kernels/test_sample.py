@@ -109,6 +109,29 @@ def test_a_uniform_close_to_one_never_selects_an_impossible_token(
         assert probs[int(token)] > 0
 
 
+SMALLEST = 5e-324
+"""Above zero; a logit divided by it is infinite."""
+
+
+@pytest.mark.parametrize("temperature", [SMALLEST, 1e-310, 1e-200, 1e-39, 1e-9])
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
+def test_as_temperature_vanishes_the_likeliest_token_is_left(
+    temperature: float, uniform: float
+) -> None:
+    logits = torch.randn(20, 40, generator=torch.Generator().manual_seed(3))
+    logits[0] = torch.finfo(torch.float32).min  # what a penalty next to zero makes of a row
+    logits[0, 7] = torch.finfo(torch.float32).max
+    for top_p, top_k, min_p in ((1.0, 0, 0.0), (SMALLEST, 3, 0.0), (0.9, 0, 1.0)):
+        controls = (row(top_p, 20), torch.full((20,), top_k), row(min_p, 20), row(uniform, 20))
+        got = sample(logits, row(temperature, 20), *controls)
+        assert torch.equal(got, logits.argmax(dim=-1))
+
+
+def test_the_smallest_top_p_still_keeps_a_token() -> None:
+    controls = (row(1.0), row(SMALLEST), torch.tensor([1]), row(0.0))
+    assert int(sample(torch.zeros(1, 9), *controls, row(0.5))) == 0
+
+
 def test_a_row_does_not_depend_on_its_batch() -> None:
     """Rows that want no cut get none because a neighbour does, down to the last uniform."""
     generator = torch.Generator().manual_seed(2)

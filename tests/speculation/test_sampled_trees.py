@@ -155,6 +155,13 @@ def test_first_draws_follow_the_drafter_at_the_requests_temperature() -> None:
         assert chi_square(counts, mine.sum() * other) > chi_square_limit(VOCAB - 1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_as_temperature_vanishes_the_drafters_best_is_left() -> None:
+    laws = laws_of(drawn("delayed:2,0,1", [5e-324, 1e-310, 1e-9], [0, 1, 2]))
+    assert laws.probs.max(axis=1).tolist() == laws.probs.sum(axis=1).tolist()
+    assert {1.0} == set(laws.probs.max(axis=1).tolist())
+
+
 def test_distinct_children_are_drawn_one_after_the_other(forests: dict[str, Growth]) -> None:
     growth = forests["distinct:2,2"]
     laws, forest = laws_of(growth), growth.forest
