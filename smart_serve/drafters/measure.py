@@ -28,7 +28,7 @@ def measure_layer_cost(drafter: Drafter) -> Curve:
     """Least milliseconds of a pass over so many rows, spread over as many sequences, or
     `LAYER_SEQUENCES`."""
     passes = [_times(drafter, LAYER_ROWS) for _ in range(PASSES)]
-    return Curve.monotone(LAYER_ROWS, [min(times) for times in zip(*passes, strict=True)])
+    return Curve.measured(LAYER_ROWS, [min(times) for times in zip(*passes, strict=True)])
 
 
 def still_holds(curve: Curve, drafter: Drafter) -> bool:

@@ -29,9 +29,25 @@ class Curve(msgspec.Struct, frozen=True):
             raise ValueError("values must be finite and not negative")
 
     @staticmethod
+    def measured(x: Sequence[float], y: Sequence[float]) -> Curve:
+        """From least times. What disturbs a measurement only ever adds to it, and more work never
+        costs less: whatever lies above a later knot is brought down to it."""
+        return Curve(tuple(map(float, x)), tuple(np.minimum.accumulate(y[::-1])[::-1].tolist()))
+
+    @staticmethod
     def monotone(x: Sequence[float], y: Sequence[float]) -> Curve:
-        """From measurements: noise that falls is lifted, since more work never costs less."""
+        """With what falls lifted to what came before."""
         return Curve(tuple(map(float, x)), tuple(np.maximum.accumulate(y).tolist()))
+
+    def below(self, other: Curve) -> Curve:
+        """Brought down to `other` where that was measured: of the same work with more context."""
+        return Curve(
+            self.x,
+            tuple(
+                min(y, other(x)) if other.x[0] <= x <= other.x[-1] else y
+                for x, y in zip(self.x, self.y, strict=True)
+            ),
+        )
 
     def above(self, other: Curve) -> Curve:
         """Lifted to `other` wherever it lies below: of the same work with less context."""

@@ -97,12 +97,16 @@ class CostGrid:
         """From milliseconds by (batch, context) and rows per sequence."""
         curves = []
         for batch, contexts in self.cells:
-            row: list[Curve] = []
-            for context in contexts:
-                cell = times[batch, context]
-                curve = Curve.monotone([batch * rows for rows in cell], list(cell.values()))
-                # More context never costs less; noise would go on beyond the last one.
-                row.append(curve.above(row[-1]) if row else curve)
+            cells = (times[batch, context] for context in contexts)
+            row = [
+                Curve.measured([batch * rows for rows in cell], list(cell.values()))
+                for cell in cells
+            ]
+            # More context never costs less; noise would go on beyond the last one.
+            for i in reversed(range(len(row) - 1)):
+                row[i] = Curve.measured(row[i].x, row[i].below(row[i + 1]).y)
+            for i in range(1, len(row)):
+                row[i] = row[i].above(row[i - 1])
             curves.append(tuple(row))
         batches = tuple(batch for batch, _ in self.cells)
         return CostTable(batches, self.cells[0][1], tuple(curves), self.stairs)

@@ -14,7 +14,10 @@ WEIGHT = 0.05
 FEW = 5
 """Observations of a region from which it goes its own way."""
 CLIP = 4.0
-"""One stalled step (a page fault, a neighbour's burst) must not swing the controller."""
+"""One stalled step (a page fault, a neighbour's burst) must not swing the controller. The other way
+there is no such thing: a step that was faster than its price shows a price that is too high."""
+LEAST = 1e-3
+"""Keeps the logarithm finite."""
 REGIONS = 32
 """Powers of two of packed tokens."""
 
@@ -33,7 +36,7 @@ class Residuals:
 
     def observe(self, num_tokens: float, measured_ms: float, predicted_ms: float) -> None:
         """`predicted_ms` is the uncorrected table's."""
-        ratio = min(max(measured_ms / max(predicted_ms, 1e-6), 1 / CLIP), CLIP)
+        ratio = min(max(measured_ms / max(predicted_ms, 1e-6), LEAST), CLIP)
         region = _region(num_tokens)
         self._counts[region] += 1
         # The first few count for more: a table that was measured on a busy machine is far off.

@@ -105,6 +105,13 @@ def test_costs_are_learnt_from_steps_with_a_little_prefill() -> None:
     ) > 2 * true.controller.prices.plain_step_ms(4, CONTEXT)
 
 
+def test_a_drafter_priced_on_a_busy_machine_is_kept_once_it_was_tried() -> None:
+    world = World()
+    world.controller.set_layer_cost(Curve((1.0,), (120 * LAYER_MS,)))
+    world.run(TRIALS, confidence=0.9, worth=0.9)
+    assert world.run(200, confidence=0.9, worth=0.9) > 0.95
+
+
 def test_an_unknown_drafter_is_tried_even_where_it_seems_too_dear() -> None:
     """Its price was measured while the machine was busy, say."""
     world = World()

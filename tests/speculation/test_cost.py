@@ -29,6 +29,23 @@ def test_knots_that_rise_are_kept_and_noise_is_lifted(values: list[float]) -> No
     assert [curve(point) for point in x] == pytest.approx(np.maximum.accumulate(values).tolist())
 
 
+@settings(deadline=None)
+@given(values=measurements, at=st.integers(0, 7), extra=st.floats(1.0, 100.0))
+def test_a_disturbed_measurement_is_held_down_by_those_of_more_work(
+    values: list[float], at: int, extra: float
+) -> None:
+    """All but the last, which nothing is known to lie above."""
+    x, true = [2.0**i for i in range(len(values))], sorted(values)
+    disturbed = list(true)
+    disturbed[at % len(true)] += extra
+    curve = Curve.measured(x, disturbed)
+    assert list(curve.y) == sorted(curve.y)
+    for i, (found, was) in enumerate(zip(curve.y, true, strict=True)):
+        assert found >= was
+        if i + 1 < len(true):
+            assert found <= true[i + 1] or i + 1 == at % len(true)
+
+
 def test_between_knots_linear_below_flat_and_beyond_with_the_last_slope() -> None:
     curve = Curve((1.0, 2.0, 4.0), (3.0, 5.0, 6.0))
     assert [curve(x) for x in (0.0, 1.0, 1.5, 3.0, 4.0, 8.0)] == [3.0, 3.0, 4.0, 5.5, 6.0, 8.0]

@@ -22,3 +22,12 @@ def test_one_stall_is_forgotten() -> None:
     for _ in range(30):
         residuals.observe(16, measured_ms=1.0, predicted_ms=1.0)
     assert residuals.factor(16) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_price_sixty_times_too_high_is_corrected() -> None:
+    """A barrier of two threads on a machine with one free core takes a time slice, not a moment."""
+    residuals = Residuals()
+    for _ in range(16):
+        residuals.observe(2, measured_ms=1.0, predicted_ms=60.0)
+    assert 1 / 60 <= residuals.factor(2) < 1 / 40
+    assert residuals.factor(64) < 1 / 20
