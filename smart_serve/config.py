@@ -144,6 +144,9 @@ class SpeculationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """Children of one node in a tree of `eagle2`, and nodes that each layer goes on from."""
     paper_nodes: int = 200
     """B_verify of `smart-paper`, over the batch: the best of its paper's table 4."""
+    overlap: bool = True
+    """With a drafter in another process: verify one half of the batch while the other half is
+    drafted for, where that is predicted to be faster. Not for policies that draw their trees."""
     ablation: Ablation | None = None
     """For benchmarks alone: `smart` without one of its parts, to see what that part brings."""
 

@@ -9,7 +9,7 @@ from smart_serve.drafters.protocol import VectorKind
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.plan import GrowthPlan
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 
 class Challenge(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -29,10 +29,16 @@ class ClockedController(SpeculationController):
         self.spent_ms, self.predicted_ms = 0.0, None
 
     def plan(
-        self, policy: str, batch: int, context: float, catch_up_rows: int
+        self,
+        policy: str,
+        batch: int,
+        context: float,
+        catch_up_rows: int,
+        *,
+        may_overlap: bool = False,
     ) -> GrowthPlan | None:
         clock = time.perf_counter()
-        plan = super().plan(policy, batch, context, catch_up_rows)
+        plan = super().plan(policy, batch, context, catch_up_rows, may_overlap=may_overlap)
         self.spent_ms += 1e3 * (time.perf_counter() - clock)
         return plan
 

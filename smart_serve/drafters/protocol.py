@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -137,6 +137,16 @@ class Drafter(Protocol):
 
     def close(self, sequence_ids: Sequence[int]) -> None:
         """Forget sequences."""
+        ...
+
+
+@runtime_checkable
+class DistantDrafter(Drafter, Protocol):
+    """One that drafts while its target does something else."""
+
+    def ask(self, batch: DraftBatch) -> Callable[[], Proposal]:
+        """Sends the question; what is returned waits for its answer, and is called before the next
+        question or not at all. Both raise `DrafterUnavailable`."""
         ...
 
 

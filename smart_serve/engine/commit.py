@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smart_serve.engine.cache_commit import CacheCommit
-from smart_serve.engine.drafting import Drafted
+from smart_serve.engine.drafted import Drafted
 from smart_serve.engine.emission import Emission, cut_at_end, failed
 from smart_serve.engine.scheduler import PrefillChunk, StepWork
 from smart_serve.engine.sequence import Sequence

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
-from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kernels.sample import counter_uniform
 from smart_serve.config import sampled_shape
 from smart_serve.drafters.protocol import (
+    DistantDrafter,
     DraftBatch,
     Drafter,
     DrafterUnavailable,
-    Proposal,
 )
 from smart_serve.engine.draft_feed import DraftFeed
-from smart_serve.engine.scheduler import StepWork
+from smart_serve.engine.draft_question import Answer, Question
+from smart_serve.engine.drafted import Drafted
 from smart_serve.engine.sequence import Sequence
 from smart_serve.models.target import TargetModel
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.speculation.controller import SpeculationController
-from smart_serve.speculation.draft_laws import DraftLaws
-from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.plan import GrowthPlan
-from smart_serve.speculation.step_observation import StepObservation
 from smart_serve.speculation.tree import FloatArray, Forest
 
 _LOG = logging.getLogger(__name__)
@@ -39,74 +36,6 @@ DRAFT_STREAM = 0x3C6EF372FE94F82B
 constant would do."""
 NO_ROOM_TOKENS = 64
 """Tokens that a sequence goes on for without drafts after the drafter had no room for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drafted:
-    """Trees for all decoding sequences of a step, and what growing them was like."""
-
-    forest: Forest
-    policy: str = "off"
-    growth: Growth | None = None
-    layer_rows: tuple[int, ...] = ()
-    layer_ms: tuple[float, ...] = ()
-    plan_ms: float = 0.0
-    """The controller's decision."""
-    propose_ms: float = 0.0
-    """From the question to the drafter until its answer."""
-
-    @property
-    def laws(self) -> DraftLaws | None:
-        """What the trees were drawn from, if they were."""
-        return None if self.growth is None else self.growth.laws
-
-    @property
-    def wanted_nodes(self) -> list[int]:
-        """Nodes of each tree that room must be had for: those of a tree that was drawn are as many
-        as it might have got, lest the room decide by what was drawn."""
-        sizes = self.forest.sizes
-        shape = sampled_shape(self.policy)
-        most = sizes if shape is None else np.where(sizes > 0, shape.num_nodes, 0)
-        nodes: list[int] = most.tolist()
-        return nodes
-
-    def cut(self, room: Seq[int]) -> Drafted:
-        """Each tree's first `room[i]` nodes; none of a tree that was drawn, if not all fit."""
-        if self.growth is None or self.laws is None:
-            return replace(self, forest=self.forest.cut(room))
-        wanted, sizes = self.wanted_nodes, self.forest.sizes.tolist()
-        fits = [has >= wants for has, wants in zip(room, wanted, strict=True)]
-        forest = self.forest.cut(
-            [size if fit else 0 for size, fit in zip(sizes, fits, strict=True)]
-        )
-        places = [i for i, fit in enumerate(fits) if fit]
-        laws = self.laws.only(places, len(fits)).spread(places)
-        return replace(self, forest=forest, growth=replace(self.growth, laws=laws))
-
-    def observation(
-        self,
-        work: StepWork,
-        accepted: NDArray[np.bool_],
-        context: float,
-        verify_ms: float,
-        step_ms: float,
-    ) -> StepObservation:
-        """The step that verified these trees."""
-        return StepObservation(
-            policy=self.policy,
-            batch=len(work.decodes),
-            context=context,
-            forest=self.forest,
-            accepted=accepted,
-            growth=self.growth,
-            layer_rows=self.layer_rows,
-            layer_ms=self.layer_ms,
-            verify_ms=verify_ms,
-            step_ms=step_ms,
-            prefill_tokens=sum(chunk.length for chunk in work.prefills),
-            plan_ms=self.plan_ms,
-            propose_ms=self.propose_ms,
-        )
 
 
 class Drafting:
@@ -122,14 +51,21 @@ class Drafting:
         self._default_policy = default_policy
         self._model = model
         self.drafter: Drafter | None = None
+        self._distant: DistantDrafter | None = None
+        """The drafter, if it can be asked without waiting."""
         self._feed: DraftFeed | None = None
+        self._ahead: Question | None = None
+        """Asked in the last step, for trees of the next one."""
+        self._has_failed = False
+        """The drafter, in the step now under way."""
 
     def set_controller(self, controller: SpeculationController) -> None:
         self._controller = controller
 
     def set_drafter(self, drafter: Drafter | None, cache: KvCache) -> bool:
         """Another drafter, or none. Returns whether features kept in the cache so far are gone."""
-        self.drafter = drafter
+        self.drafter, self._ahead = drafter, None
+        self._distant = drafter if isinstance(drafter, DistantDrafter) else None
         self._feed = None if drafter is None else DraftFeed(drafter.info, cache)
         info = None if drafter is None else drafter.info
         self._controller.set_layer_cost(info.layer_cost if info else None)
@@ -139,42 +75,33 @@ class Drafting:
         assert info.vector_size is not None
         return cache.keep_features(info.vector_size) or changed
 
-    def propose(self, decodes: tuple[Sequence, ...], context: float, max_nodes: int) -> Drafted:
-        """Trees for `decodes`, of `max_nodes` together at most; empty where the plan says so."""
-        plain = Drafted(Forest.empty(len(decodes)))
-        drafter, feed = self.drafter, self._feed
-        if drafter is None or feed is None or max_nodes == 0:
-            return plain
-        places = [i for i, sequence in enumerate(decodes) if self._can_draft(sequence, feed)]
-        if not places:
-            return plain
-        # One call for the batch: where requests name different policies, the oldest one's holds.
-        policy = self._policy(decodes[places[0]])
-        places = [i for i in places if self._policy(decodes[i]) == policy]
-        asking = [decodes[i] for i in places]
-        catch_up_rows = sum(map(feed.num_new, asking))
-        clock = time.perf_counter()
-        plan = self._controller.plan(policy, len(decodes), context, catch_up_rows)
-        plain = replace(plain, plan_ms=1e3 * (time.perf_counter() - clock))
-        if plan is None:
-            return plain
-        plan = _fitted(plan, asking, max_nodes)
-        if plan is None:
-            return plain
-        clock = time.perf_counter()
-        proposal = self._ask(drafter, feed, asking, plan)
-        asked = replace(plain, propose_ms=1e3 * (time.perf_counter() - clock))
-        if proposal is None:
-            return asked
-        placed = proposal.growth.spread(len(decodes), places)
-        return replace(
-            asked,
-            forest=placed.forest,
-            policy=policy,
-            growth=placed,
-            layer_rows=proposal.layer_rows,
-            layer_ms=proposal.layer_ms,
+    def propose(
+        self, decodes: tuple[Sequence, ...], context: float, max_nodes: int, *, may_overlap: bool
+    ) -> Drafted:
+        """Trees for `decodes`, of `max_nodes` together at most; empty where the plan says so.
+
+        Where it `may_overlap` and the plan says so, half of `decodes` are left out: they are being
+        drafted for, and have their trees in the next step.
+        """
+        clock, self._has_failed = time.perf_counter(), False
+        asked, self._ahead = self._ahead, None
+        answer = None if asked is None else self._answer(asked, ahead=True)
+        waiting = decodes if asked is None else _without(decodes, asked.asking)
+        plan, asking, plan_ms = self._plan(waiting, decodes, context, max_nodes, may_overlap)
+        if plan is not None and plan.overlaps:
+            self._ahead = self._ask(asking, plan)
+        elif plan is not None and asked is None:
+            asked = self._ask(asking, plan)
+            answer = None if asked is None else self._answer(asked)
+        left_out = () if self._ahead is None else self._ahead.asking
+        now = _without(decodes, left_out) if left_out else decodes
+        drafted = Drafted(
+            Forest.empty(len(now)), plan_ms=plan_ms, left_out=left_out, failed=self._has_failed
         )
+        if plan is not None or asked is not None:
+            spent_ms = 1e3 * (time.perf_counter() - clock)
+            drafted = replace(drafted, propose_ms=spent_ms - plan_ms)
+        return drafted if answer is None else answer.among(now, max_nodes, drafted)
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence left the engine."""
@@ -186,19 +113,59 @@ class Drafting:
         except DrafterUnavailable as error:
             _LOG.warning("drafter unavailable: %s", error.message)
 
-    def _ask(
-        self, drafter: Drafter, feed: DraftFeed, asking: list[Sequence], plan: GrowthPlan
-    ) -> Proposal | None:
-        inputs = feed.inputs(asking)
+    def _plan(
+        self,
+        waiting: tuple[Sequence, ...],
+        decodes: tuple[Sequence, ...],
+        context: float,
+        max_nodes: int,
+        may_overlap: bool,
+    ) -> tuple[GrowthPlan | None, tuple[Sequence, ...], float]:
+        """(how to draft, for whom of those `waiting`, what deciding it took in ms)"""
+        feed = self._feed
+        if feed is None or max_nodes == 0:
+            return None, (), 0.0
+        asking = tuple(sequence for sequence in waiting if self._can_draft(sequence, feed))
+        if not asking:
+            return None, (), 0.0
+        # One call for the batch: where requests name different policies, the oldest one's holds.
+        policy = self._policy(asking[0])
+        asking = tuple(sequence for sequence in asking if self._policy(sequence) == policy)
+        catch_up_rows = sum(map(feed.num_new, asking))
+        # What is drawn is verified by rules to which the steps' bounds matter.
+        may_overlap = may_overlap and self._distant is not None and sampled_shape(policy) is None
+        clock = time.perf_counter()
+        plan = self._controller.plan(
+            policy, len(decodes), context, catch_up_rows, may_overlap=may_overlap
+        )
+        plan_ms = 1e3 * (time.perf_counter() - clock)
+        if plan is not None and plan.overlaps:
+            asking = asking[: -(-len(decodes) // 2)]
+        return plan and _fitted(plan, asking, max_nodes), asking, plan_ms
+
+    def _ask(self, asking: tuple[Sequence, ...], plan: GrowthPlan) -> Question | None:
+        assert self.drafter is not None
+        assert self._feed is not None
+        inputs = self._feed.inputs(asking)
+        batch = DraftBatch(inputs, plan)
+        if self._distant is None or not plan.overlaps:
+            return Question(plan, asking, inputs, functools.partial(self.drafter.propose, batch))
         try:
-            proposal = drafter.propose(DraftBatch(inputs, plan))
+            return Question(plan, asking, inputs, self._distant.ask(batch))
         except DrafterUnavailable as error:
-            _LOG.warning("drafter unavailable, decoding plainly: %s", error.message)
-            for sequence in asking:
-                sequence.draft.lose()
+            self._lose(asking, error)
+            return None
+
+    def _answer(self, question: Question, *, ahead: bool = False) -> Answer | None:
+        asking, plan = question.asking, question.plan
+        try:
+            proposal = question.wait()
+        except DrafterUnavailable as error:
+            self._lose(asking, error)
             return None
         except torch.OutOfMemoryError:
             _LOG.warning("the drafter is out of memory, decoding plainly for a while")
+            self._has_failed = True
             for sequence in asking:
                 _set_aside(sequence)
             return None
@@ -207,12 +174,20 @@ class Drafting:
             problem = problem or "drawn trees without the distributions they were drawn from"
         if problem is not None:
             _LOG.warning("the drafter's answer is refused: %s", problem)
+            self._has_failed = True
             return None
         for index in proposal.unknown:
             asking[index].draft.lose()
-            if inputs[index].start == 0:
+            if question.inputs[index].start == 0:
                 _set_aside(asking[index])
-        return proposal
+        elapsed_ms = 1e3 * (time.perf_counter() - question.asked_s)
+        return Answer(question, proposal, elapsed_ms if ahead else None)
+
+    def _lose(self, asking: tuple[Sequence, ...], error: DrafterUnavailable) -> None:
+        _LOG.warning("drafter unavailable, decoding plainly: %s", error.message)
+        self._has_failed = True
+        for sequence in asking:
+            sequence.draft.lose()
 
     def _can_draft(self, sequence: Sequence, feed: DraftFeed) -> bool:
         left = sequence.request.sampling.max_tokens - sequence.num_generated
@@ -228,6 +203,11 @@ class Drafting:
         return sequence.request.sampling.policy or self._default_policy
 
 
+def _without(decodes: tuple[Sequence, ...], others: tuple[Sequence, ...]) -> tuple[Sequence, ...]:
+    left_out = frozenset(others)
+    return tuple(sequence for sequence in decodes if sequence not in left_out)
+
+
 def _set_aside(sequence: Sequence) -> None:
     """The drafter was sent everything and had no room; to send all of it each step would cost more
     than drafts bring."""
@@ -235,7 +215,7 @@ def _set_aside(sequence: Sequence) -> None:
     sequence.draft.resume_at = sequence.num_computed + NO_ROOM_TOKENS
 
 
-def _fitted(plan: GrowthPlan, asking: list[Sequence], max_nodes: int) -> GrowthPlan | None:
+def _fitted(plan: GrowthPlan, asking: tuple[Sequence, ...], max_nodes: int) -> GrowthPlan | None:
     """The plan for these sequences, with `max_nodes` at most; None: there is no room for it."""
     drawn = sampled_shape(plan.policy)
     if drawn is not None and max_nodes < len(asking) * drawn.num_nodes:
@@ -251,7 +231,7 @@ def _fitted(plan: GrowthPlan, asking: list[Sequence], max_nodes: int) -> GrowthP
     return plan
 
 
-def _with_draws(plan: GrowthPlan, asking: list[Sequence]) -> GrowthPlan:
+def _with_draws(plan: GrowthPlan, asking: tuple[Sequence, ...]) -> GrowthPlan:
     """The plan with each sequence's temperature, and a seed of its own for this step's draws."""
     seeds = np.asarray([sequence.seed for sequence in asking], np.int64) ^ DRAFT_STREAM
     positions = np.asarray([len(sequence.tokens) for sequence in asking], np.int64)
@@ -263,7 +243,7 @@ def _with_draws(plan: GrowthPlan, asking: list[Sequence]) -> GrowthPlan:
     )
 
 
-def _with_roots(plan: GrowthPlan, asking: list[Sequence]) -> GrowthPlan:
+def _with_roots(plan: GrowthPlan, asking: tuple[Sequence, ...]) -> GrowthPlan:
     """The plan with what the selector is told of each root."""
     features = []
     for sequence in asking:

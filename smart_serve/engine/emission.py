@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 from smart_serve.engine.scheduler import StepWork
@@ -67,8 +68,11 @@ def finish_chunk(emission: Emission) -> Emission:
     return replace(emission, chunk=chunk)
 
 
-def tally_step(work: StepWork, seen: StepObservation, price: StepPrice | None) -> None:
-    """Add the step to the tallies of the requests that took part; shared time counts for each."""
+def tally_step(
+    work: StepWork, left_out: Seq[Sequence], seen: StepObservation, price: StepPrice | None
+) -> None:
+    """Add the step to the tallies of the requests that took part, and its time to those that were
+    `left_out`; shared time counts for each."""
     for chunk in work.prefills:
         chunk.sequence.trace = None
         chunk.sequence.tally.prefill_ms += seen.step_ms
@@ -80,6 +84,9 @@ def tally_step(work: StepWork, seen: StepObservation, price: StepPrice | None) -
     # A step that also prefills is slower than the tables of a decode step know; it is counted at
     # what it took, on both sides.
     predicted_ms = price.predicted.total_ms if not work.prefills else seen.step_ms
+    for sequence in left_out:
+        sequence.tally.decode_ms += seen.step_ms
+        sequence.tally.predicted_ms += predicted_ms
     for i, sequence in enumerate(work.decodes):
         begin, end = int(seen.forest.offsets[i]), int(seen.forest.offsets[i + 1])
         accepted = int(seen.accepted[begin:end].sum())

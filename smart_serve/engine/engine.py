@@ -17,7 +17,8 @@ from smart_serve.config import EngineConfig
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.admission import check_request
 from smart_serve.engine.commit import StepCommit
-from smart_serve.engine.drafting import Drafted, Drafting, mean_context, note_roots
+from smart_serve.engine.drafted import Drafted
+from smart_serve.engine.drafting import Drafting, mean_context, note_roots
 from smart_serve.engine.emission import Emission, failed, finish_chunk, tally_step
 from smart_serve.engine.forward import EagerForward, Forward
 from smart_serve.engine.row_limit import RowLimit
@@ -152,7 +153,7 @@ class Engine:
             return [emission for half in work.halves() for emission in self._run(half)]
         clock = time.perf_counter()
         context = mean_context(work.decodes)
-        drafted = self._propose(work, context, room)
+        work, drafted = self._propose(work, context, room)
         verified = try_to_verify(self.model, self._forward, work, drafted)
         if verified is None:
             return self._run_smaller(work, drafted)
@@ -176,15 +177,18 @@ class Engine:
         self._release(emission.sequence)
         return [emission]
 
-    def _propose(self, work: StepWork, context: float, max_nodes: int) -> Drafted:
-        drafted = self.drafting.propose(work.decodes, context, max_nodes)
+    def _propose(self, work: StepWork, context: float, max_nodes: int) -> tuple[StepWork, Drafted]:
+        """(the work without those that are being drafted for meanwhile, its trees)"""
+        may_overlap = self.config.speculation.overlap and not self._row_limit.is_set
+        drafted = self.drafting.propose(work.decodes, context, max_nodes, may_overlap=may_overlap)
+        work = work.without(drafted.left_out)
         if drafted.forest.num_nodes == 0:
-            return drafted
+            return work, drafted
         room = [
             self.scheduler.reserve_nodes(sequence, size)
             for sequence, size in zip(work.decodes, drafted.wanted_nodes, strict=True)
         ]
-        return drafted.cut(room)
+        return work, drafted.cut(room)
 
     def _commit(
         self, work: StepWork, drafted: Drafted, verified: Verified
@@ -212,7 +216,7 @@ class Engine:
         seen = drafted.observation(work, accepted, context, verified.elapsed_ms, step_ms)
         clock = time.perf_counter()
         price = self.controller.prices.of_step(seen) if work.decodes else None
-        tally_step(work, seen, price)
+        tally_step(work, drafted.left_out, seen, price)
         if work.decodes:
             self.last_step, self.last_price = seen, price
         if work.decodes and not self._row_limit.is_set:

@@ -70,10 +70,11 @@ class StepRates:
         ):
             old = getattr(self, name)
             setattr(self, name, old + self._WEIGHT * (value - old))
-        token_ms = seen.step_ms * seen.batch / (seen.batch + float(seen.accepted.sum()))
+        batch = seen.all_decoding
+        token_ms = seen.step_ms * batch / (seen.batch + float(seen.accepted.sum()))
         # The router compares these with others' at once: they begin at what was seen first.
         weight = self._WEIGHT if self.batch else 1.0
-        self.batch += weight * (seen.batch - self.batch)
+        self.batch += weight * (batch - self.batch)
         self.token_ms += weight * (token_ms - self.token_ms)
         self.context += weight * (seen.context - self.context)
         if price is not None and seen.is_mostly_decoding:

@@ -44,6 +44,13 @@ class StepWork:
     def sequences(self) -> tuple[Sequence, ...]:
         return (*self.decodes, *(chunk.sequence for chunk in self.prefills))
 
+    def without(self, left_out: tuple[Sequence, ...]) -> StepWork:
+        """The same, but for these decoding sequences."""
+        if not left_out:
+            return self
+        others = frozenset(left_out)
+        return replace(self, decodes=tuple(s for s in self.decodes if s not in others))
+
     def halves(self) -> Iterator[StepWork]:
         """Two smaller steps that do the same one after the other; of more than one row. The second
         is asked for after the first was done, and left out if nothing is left for it."""

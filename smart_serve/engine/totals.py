@@ -63,22 +63,23 @@ class EngineTotals:
         the step."""
         self.steps += 1
         policy_ms = seen.growth.policy_ms if seen.growth is not None else 0.0
-        draft_ms = sum(seen.layer_ms)
+        draft_ms = seen.draft_ms
         self.total_ms += seen.step_ms + learn_ms
         self.draft_ms += draft_ms
         self.wire_ms += max(0.0, seen.propose_ms - draft_ms - policy_ms)
         self.verify_ms += seen.verify_ms
         self.controller_ms += seen.plan_ms + policy_ms + learn_ms
-        self.draft_failures += seen.propose_ms > 0 and seen.growth is None
+        self.draft_failures += seen.draft_failed
         num_accepted = int(np.count_nonzero(seen.accepted))
         if seen.forest.num_nodes > 0:
             self._add_trees(seen, num_accepted)
         if price is not None and seen.is_mostly_decoding:
             self.measured += seen.cost
             self.predicted += price.predicted
-            # Plain decoding takes a step for every token, and does the prefill in one of them.
-            more_steps = num_accepted / seen.batch
-            self.plain_ms += price.plain_first_ms + more_steps * price.plain_ms
+            # Plain decoding takes a step for a token of every sequence, and does the prefill in one
+            # of them.
+            num_steps = (seen.batch + num_accepted) / seen.all_decoding
+            self.plain_ms += price.plain_first_ms + (num_steps - 1) * price.plain_ms
 
     def add_ended(self, sequence: Sequence) -> None:
         """A sequence that is over; its prompt counts if it ever ran."""

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from kernels.to_device import to_device
-from smart_serve.engine.drafting import Drafted
+from smart_serve.engine.drafted import Drafted
 from smart_serve.engine.draw_apart import draw_or_tell_whose_fault
 from smart_serve.engine.forward import Forward
 from smart_serve.engine.packing import image_rows, step_rows

@@ -20,6 +20,7 @@ from smart_serve.speculation.calibration import Calibration
 from smart_serve.speculation.cost import CostTable, Curve
 from smart_serve.speculation.draw_acceptance import DrawAcceptance
 from smart_serve.speculation.fallback import Decision, Fallback, Outlook
+from smart_serve.speculation.overlap import Overlap
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.prices import Prices
 from smart_serve.speculation.profile import DrafterProfile
@@ -92,6 +93,7 @@ class SpeculationController:
         self._standing: _Standing | None = None
         self._is_watched = True
         """Whether the step now under way is learnt from, beyond its costs."""
+        self._overlap = Overlap()
 
     @property
     def plan_epoch(self) -> int:
@@ -119,11 +121,19 @@ class SpeculationController:
         self._trials_left = TRIALS
         self.prices.layer_cost = layer_cost
         self._standing = None
+        self._overlap.reset()
 
     def plan(
-        self, policy: str, batch: int, context: float, catch_up_rows: int
+        self,
+        policy: str,
+        batch: int,
+        context: float,
+        catch_up_rows: int,
+        *,
+        may_overlap: bool = False,
     ) -> GrowthPlan | None:
-        """How to draft for `batch` sequences of mean length `context`; None: decode plainly."""
+        """How to draft for `batch` sequences of mean length `context`; None: decode plainly. Where
+        it `may_overlap`, the plan may be for a half of them (`GrowthPlan.overlaps`)."""
         if policy == "off" or self.prices.layer_cost is None or batch == 0:
             return None
         envelope = self._current_envelope()
@@ -132,7 +142,7 @@ class SpeculationController:
         if is_smart(policy) and self._trials_left == 0 and self._fallback.rests(batch):
             return None
         bounds = envelope and msgspec.structs.replace(envelope, epoch=0)
-        asked = (policy, batch, int(context) // CONTEXT_STEP, bounds)
+        asked = (policy, batch, int(context) // CONTEXT_STEP, bounds, may_overlap)
         standing = self._standing
         if standing is not None and standing.asked == asked and standing.steps_left > 0:
             standing.steps_left -= 1
@@ -142,18 +152,27 @@ class SpeculationController:
         plan = self._growth_plan(policy, batch, context, envelope)
         if policy == "adaptive-chain":
             return self._adaptive_chain.plan(plan, batch, catch_up_rows)
+        gain, half = 1.0, plan
+        if may_overlap and batch > 1:
+            half = self._growth_plan(policy, -(-batch // 2), context, envelope)
+            gain = self._overlap.gain(plan, half, batch)
         if is_smart(policy) and self._config.ablation != "no-fallback":
-            decided = self._decided(plan, batch, catch_up_rows)
+            decided = self._decided(plan, batch, catch_up_rows, gain)
             if decided is not plan:
                 return decided
+        if gain != 1.0:
+            plan = msgspec.structs.replace(half, overlaps=True)
         if self._observed >= SETTLED_STEPS:
             again = msgspec.structs.replace(plan, is_watched=False)
             self._standing = _Standing(asked, again, PLAN_EVERY - 1)
         return plan
 
-    def _decided(self, plan: GrowthPlan, batch: int, catch_up_rows: int) -> GrowthPlan | None:
-        """`plan` itself if drafting pays by it, a probe, or None to decode plainly."""
-        outlook = self._outlook(plan, batch, catch_up_rows)
+    def _decided(
+        self, plan: GrowthPlan, batch: int, catch_up_rows: int, gain: float
+    ) -> GrowthPlan | None:
+        """`plan` itself if drafting pays by it (overlapped, by so much more), a probe, or None to
+        decode plainly."""
+        outlook = self._outlook(plan, batch, catch_up_rows).corrected(gain)
         kept = self._promises.factor(batch)
         decision = self._fallback.decide(batch, outlook.corrected(kept))
         if self._trials_left > 0:
@@ -173,11 +192,15 @@ class SpeculationController:
         self.prices.observe(seen)
         if seen.growth is None:
             return
+        self._overlap.observe(seen)
         if is_smart(seen.policy):
-            expected = float(seen.forest.path_probs.sum())
-            came = int(np.count_nonzero(seen.accepted))
-            self._promises.observe_tokens(seen.batch, seen.batch + came, seen.batch + expected)
-        if not self._is_watched:
+            each = seen.all_decoding / seen.batch
+            expected = seen.batch + float(seen.forest.path_probs.sum())
+            came = seen.batch + int(np.count_nonzero(seen.accepted))
+            self._promises.observe_tokens(seen.all_decoding, each * came, each * expected)
+        # The plan of trees that were drafted ahead is not the newest one.
+        is_ahead = seen.turnaround_ms is not None
+        if not (seen.growth.best_by_depth if is_ahead else self._is_watched):
             return
         laws = seen.growth.laws
         if laws is None:
@@ -191,9 +214,9 @@ class SpeculationController:
             self._maps, self._draw_maps = self._calibration.maps(), self._draw_acceptance.maps()
         if is_smart(seen.policy) and self._promised is not None and not seen.prefill_tokens:
             tokens = seen.batch + float(seen.forest.path_probs.sum())
-            plain_ms = self.prices.plain_step_ms(seen.batch, seen.context)
-            kept = tokens / seen.step_ms * plain_ms / seen.batch
-            self._promises.observe(seen.batch, self._promised, kept)
+            batch = seen.all_decoding
+            kept = tokens / seen.step_ms * self.prices.plain_step_ms(batch, seen.context) / batch
+            self._promises.observe(batch, self._promised, kept)
         if seen.policy == "adaptive-chain":
             self._adaptive_chain.observe(seen.forest, seen.accepted)
 

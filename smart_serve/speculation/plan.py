@@ -60,6 +60,9 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
     traced: bool = False
     """Also tell the best candidates that are not to be verified: somebody looks at the trees."""
 
+    overlaps: bool = False
+    """It is for half of the batch, whose trees are drafted while the other half is verified."""
+
     def of_trees(self, places: Sequence[int]) -> GrowthPlan:
         """The plan for these of its trees alone."""
         if len(places) == len(self.draw_seeds) or not self.draw_seeds:
@@ -70,6 +73,10 @@ class GrowthPlan(msgspec.Struct, frozen=True, kw_only=True):
             temperatures=tuple(self.temperatures[place] for place in places),
             root_features=tuple(self.root_features[i] for i in places if self.root_features),
         )
+
+    def step_ms(self, draft_ms: FloatArray | float, verify_ms: FloatArray) -> FloatArray:
+        """A step of this drafting and that verification, the hop and host work within them."""
+        return np.maximum(draft_ms, verify_ms) if self.overlaps else draft_ms + verify_ms
 
     def verify_ms(self, num_nodes: int) -> FloatArray:
         """Target cost with 0..num_nodes draft nodes. [num_nodes + 1], not to be written to."""

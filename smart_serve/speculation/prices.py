@@ -13,6 +13,8 @@ from smart_serve.speculation.tree import IntArray
 
 PROMPT_TOKENS = 512
 """A usual prompt with a picture (LLaVA's has 576 tokens), and the end of most tables."""
+WAITED = 0.05
+"""Of the time from a question to its answer: who waited for more did not find it there."""
 
 
 class Prices:
@@ -49,9 +51,10 @@ class Prices:
 
     def of_step(self, seen: StepObservation) -> StepPrice:
         """To be asked for before `observe`. One of the batch's sequences at least is decoding."""
-        plain_ms = plain_first_ms = self.plain_step_ms(seen.batch, seen.context)
+        batch = seen.all_decoding
+        plain_ms = plain_first_ms = self.plain_step_ms(batch, seen.context)
         if seen.prefill_tokens:
-            plain_first_ms = self.plain_step_ms(seen.batch, seen.context, seen.prefill_tokens)
+            plain_first_ms = self.plain_step_ms(batch, seen.context, seen.prefill_tokens)
         return StepPrice(self.predicted(seen), plain_ms, plain_first_ms)
 
     def predicted(self, seen: StepObservation) -> StepCost:
@@ -62,7 +65,12 @@ class Prices:
         layers = sum(
             self.layer_cost(rows) * self._draft_residuals.factor(rows) for rows in seen.layer_rows
         )
-        return StepCost(verify, layers, self._overhead[True].ms)
+        if seen.turnaround_ms is None:
+            return StepCost(verify, layers, self._overhead[True].ms)
+        # What the last step, which was like this one, did not hide.
+        shown = max(0.0, layers + self.wire_ms - verify)
+        overhead_ms = self._overhead[False].ms + max(0.0, shown - layers)
+        return StepCost(verify, min(layers, shown), overhead_ms)
 
     def verify_knot_ms(self, knots: IntArray, batch: int, context: float) -> list[float]:
         """A step with each of these numbers of draft nodes, but for the drafting. [n]"""
@@ -86,7 +94,18 @@ class Prices:
         if self.layer_cost is not None:
             for rows, measured in zip(seen.layer_rows, seen.layer_ms, strict=True):
                 self._draft_residuals.observe(rows, measured, self.layer_cost(rows))
-        self._overhead[seen.growth is not None].observe(seen.cost.overhead_ms)
+        if seen.turnaround_ms is not None:
+            self._observe_hop(seen, seen.turnaround_ms)
+        elif seen.left_out == 0:
+            self._overhead[seen.growth is not None].observe(seen.cost.overhead_ms)
+
+    def _observe_hop(self, seen: StepObservation, turnaround_ms: float) -> None:
+        """Of trees that were drafted during the last step. An answer that was not waited for may
+        have been there for long: that step's end says only how long it took at most."""
+        drafted, plain = self._overhead[True], self._overhead[False]
+        overhead_ms = plain.ms + max(0.0, turnaround_ms - sum(seen.layer_ms))
+        was_there = seen.propose_ms < WAITED * turnaround_ms
+        drafted.observe(min(overhead_ms, drafted.ms) if was_there else overhead_ms)
 
     def _verify_ms(self, num_tokens: int, batch: int, context: float) -> float:
         table = self._costs.step_ms(num_tokens, batch, context)

@@ -4,6 +4,9 @@
     C = wire + Σ_layers draft_layer(rows) + verify(nodes)
     maximise G / C
 
+Where the step is overlapped with the other half of the batch (`speculation.overlap`), C is the
+larger of drafting and verifying instead of their sum.
+
 After Wang & Zhou, "SMART: When is it Actually Worth Expanding a Speculative Tree?"
 (arXiv 2604.09731), with four changes: the expected length is the sum over nodes and counts the
 bonus token (their eq. 2 takes the mean over paths and leaves it out); costs are measured tables;
@@ -67,7 +70,8 @@ class SmartGrower(TreeGrower):
         The arg-max is global: real costs are a staircase, and a local one may be a tread.
         """
         order, tokens = self._rank()
-        return order, tokens, tokens / (self._spent_ms + self._verify_ms[: len(tokens)])
+        step_ms = self.plan.step_ms(self._spent_ms, self._verify_ms[: len(tokens)])
+        return order, tokens, tokens / step_ms
 
     def _rank(self) -> tuple[IntArray, FloatArray]:
         """The first two of `_scan`, kept until a layer comes."""
@@ -117,10 +121,10 @@ def rows_worth_opening(
         return 0, spent_ms
     opened = spent_ms + plan.draft_ms(len(gains))[1 : len(gains) + 1]
     # One child of each expanded node is expected among the verified ones.
-    cost = opened + verify_ms[nodes + 1 : nodes + len(gains) + 1]
+    cost = plan.step_ms(opened, verify_ms[nodes + 1 : nodes + len(gains) + 1])
     rates = (tokens + np.cumsum(gains)) / cost
     best = int(rates.argmax())
-    if rates[best] <= tokens / (spent_ms + verify_ms[nodes]):
+    if rates[best] <= tokens / plan.step_ms(spent_ms, verify_ms[nodes]):
         return 0, spent_ms
     return best + 1, float(opened[best])
 

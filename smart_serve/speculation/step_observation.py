@@ -31,14 +31,31 @@ class StepObservation:
     plan_ms: float = 0.0
     """The controller's work before the step."""
     propose_ms: float = 0.0
-    """From the question to the drafter until its answer."""
+    """What the step spent on asking the drafter and on waiting for its answer."""
+    draft_failed: bool = False
+    """Trees were asked for and did not come, or could not be used."""
+    left_out: int = 0
+    """Decoding sequences beside the batch, which were drafted for meanwhile."""
+    turnaround_ms: float | None = None
+    """From the question to its answer, where the trees were drafted during the step before this
+    one; None: they were not."""
+
+    @property
+    def all_decoding(self) -> int:
+        """Sequences, whether this step was theirs or not."""
+        return self.batch + self.left_out
+
+    @property
+    def draft_ms(self) -> float:
+        """What drafting added to the step: all of it, or what was still missing as it began."""
+        drafting = sum(self.layer_ms)
+        return drafting if self.turnaround_ms is None else min(drafting, self.propose_ms)
 
     @property
     def cost(self) -> StepCost:
         """What it took."""
-        draft_ms = sum(self.layer_ms)
-        overhead_ms = max(0.0, self.step_ms - self.verify_ms - draft_ms)
-        return StepCost(self.verify_ms, draft_ms, overhead_ms)
+        overhead_ms = max(0.0, self.step_ms - self.verify_ms - self.draft_ms)
+        return StepCost(self.verify_ms, self.draft_ms, overhead_ms)
 
     @property
     def num_tokens(self) -> int:

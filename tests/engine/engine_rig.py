@@ -90,10 +90,17 @@ def make_engine(
     policy: str = "eagle2",
     *,
     costs: CostTable = FLAT_COSTS,
+    overlap: bool = True,
     **options: Any,
 ) -> Engine:
     speculation = SpeculationConfig(
-        policy=policy, max_depth=5, top_k=4, eagle2_nodes=20, eagle2_depth=4, eagle2_top_k=3
+        policy=policy,
+        max_depth=5,
+        top_k=4,
+        eagle2_nodes=20,
+        eagle2_depth=4,
+        eagle2_top_k=3,
+        overlap=overlap,
     )
     options = {"kv_tokens": 2048, "block_tokens": 4, **options}
     config = EngineConfig(speculation=speculation, **options)
