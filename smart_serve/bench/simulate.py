@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=options.batches, default="1,4,16,64", help="batch sizes")
     text = "hops to the drafter, ms per step"
     parser.add_argument("--wire-ms", type=options.numbers, default="0", help=text)
+    parser.add_argument(
+        "--no-overlap",
+        action="store_true",
+        help="never draft for one half of the batch while the other half is verified",
+    )
     quality = "mean acceptance of the drafter's best child (%(default)s)"
     parser.add_argument("--quality", type=options.share, default=Skill().quality, help=quality)
     worth = "factor on every acceptance; 0: a useless drafter"
@@ -82,6 +87,8 @@ def _settings(args: argparse.Namespace) -> Iterator[Setting]:
                 Skill(quality=args.quality, worth=args.worth),
                 args.context or machine.shape.context,
                 wire_ms,
+                # A drafter without a wire is in the target's own process.
+                overlap=wire_ms > 0 and not args.no_overlap,
                 config=config_of(args.model),
             )
 
@@ -120,7 +127,8 @@ def _line(row: Figures) -> str:
         f"simulated {row.device} wire {row.wire_ms:g} batch {row.batch:>3}  {row.policy:<13}"
         f"{row.tokens_per_s:>8.0f} tokens/s  {row.speedup:>5.2f}x off"
         f"  {row.tokens_per_step:>5.2f} tokens/step  {row.nodes_per_step:>6.1f} nodes/step"
-        f"  drafted {row.drafted_share:>4.0%}  predicted/true {row.predicted_over_true:.2f}"
+        f"  drafted {row.drafted_share:>4.0%}  overlapped {row.overlapped_share:>4.0%}"
+        f"  predicted/true {row.predicted_over_true:.2f}"
         f"  controller {row.controller_ms:.1f} ms{'' if row.fits else '  (beyond its memory)'}"
     )
 

@@ -13,7 +13,7 @@ from smart_serve.bench.simulator.drafter import Children, SyntheticDrafter
 from smart_serve.speculation.growth import Growth, TreeGrower
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.policies import make_grower
-from smart_serve.speculation.tree import FloatArray, Forest
+from smart_serve.speculation.tree import FloatArray, Forest, IntArray
 
 LayerCost = Callable[[int, int], float]
 """(rows, rows that are asked for children) -> true milliseconds of a drafting pass."""
@@ -62,20 +62,20 @@ class Clocked:
 def draft(
     plan: GrowthPlan,
     drafter: SyntheticDrafter,
-    num_sequences: int,
+    sequences: IntArray,
     catch_up_rows: int,
     layer_cost: LayerCost,
 ) -> Drafted:
-    """Trees for all sequences; the first pass runs `catch_up_rows` rows."""
-    grower = Clocked(plan, num_sequences)
-    frontier, rows = np.arange(num_sequences), catch_up_rows
+    """A tree for each of `sequences`; the first pass runs `catch_up_rows` rows."""
+    grower = Clocked(plan, len(sequences))
+    frontier, rows = np.arange(len(sequences)), catch_up_rows
     layers: list[Children] = []
     layer_rows: list[int] = []
     layer_ms: list[float] = []
     while len(frontier):
         layer_rows.append(rows)
         layer_ms.append(layer_cost(rows, len(frontier)))
-        layers.append(drafter.children(frontier, plan.top_k))
+        layers.append(drafter.children(sequences[frontier], plan.top_k))
         chosen = grower.add(layers[-1])
         frontier = np.repeat(frontier, plan.top_k)[chosen]
         rows = len(frontier)

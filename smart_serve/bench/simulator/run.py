@@ -39,6 +39,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Per sequence, the bonus token included."""
     drafted_share: float
     """Of the steps."""
+    overlapped_share: float
+    """Of the steps: those that verified half of the batch while the other half was drafted for."""
     predicted_over_true: float
     """Step time by the controller's corrected tables over the simulated one's."""
     controller_ms: float
@@ -65,8 +67,9 @@ def simulate(
         fits=machine.holds(batch, setting.context),
         tokens_per_s=rate,
         speedup=rate / plain,
-        nodes_per_step=sum(step.nodes for step in steps) / (batch * len(steps)),
-        tokens_per_step=sum(step.tokens for step in steps) / (batch * len(steps)),
+        nodes_per_step=sum(step.nodes for step in steps) / sum(step.batch for step in steps),
+        tokens_per_step=sum(step.tokens for step in steps) / sum(step.batch for step in steps),
+        overlapped_share=sum(step.batch < batch for step in steps) / len(steps),
         drafted_share=sum(step.drafted for step in steps) / len(steps),
         predicted_over_true=sum(s.predicted_ms for s in steps) / sum(s.step_ms for s in steps),
         controller_ms=sum(step.controller_ms for step in steps) / len(steps),
