@@ -209,17 +209,17 @@ def test_the_controller_plans_for_a_half_where_that_pays(policy: str) -> None:
 
 def test_a_hop_is_learnt_from_answers_that_were_waited_for() -> None:
     controller = far_controller()
-    before = controller._overhead[True].ms
+    before = controller.prices.wire_ms
     seen = observed(MANY // 2)
     hidden = _took(seen, left_out=MANY // 2, propose_ms=0.1, turnaround_ms=60.0, step_ms=22.0)
     for _ in range(50):
         controller.observe(hidden)
     # It was there already: it says nothing of a hop that is longer.
-    assert controller._overhead[True].ms == pytest.approx(before, rel=0.05)
+    assert controller.prices.wire_ms == pytest.approx(before, rel=0.05)
     for _ in range(100):
         controller.observe(_took(hidden, propose_ms=40.0, step_ms=62.0))
-    assert controller._overhead[True].ms > 2 * before
+    assert controller.prices.wire_ms > 2 * before
     # What was there after 5 ms took no longer than that.
     for _ in range(200):
         controller.observe(_took(hidden, turnaround_ms=5.0))
-    assert controller._overhead[True].ms < 6.0
+    assert controller.prices.wire_ms < 6.0

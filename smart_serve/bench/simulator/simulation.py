@@ -93,7 +93,9 @@ class Simulation:
         """Plan, draft, verify, observe."""
         begun_ms, batch = self._now_ms, len(self._owed)
         ahead, self._ahead = self._ahead, None
-        waiting = np.setdiff1d(np.arange(batch), [] if ahead is None else ahead.sequences)
+        waiting = np.arange(batch)
+        if ahead is not None:
+            waiting = np.setdiff1d(waiting, ahead.sequences)
         clock = time.thread_time()
         plan = self._controller.plan(
             self._policy,
@@ -111,8 +113,9 @@ class Simulation:
         elif plan is not None and ahead is None:
             trees = self._draft(plan, waiting)
             self._now_ms = trees.done_ms
-        left_out = [] if self._ahead is None else self._ahead.sequences
-        now = np.setdiff1d(np.arange(batch), left_out)
+        now = np.arange(batch)
+        if self._ahead is not None:
+            now = np.setdiff1d(now, self._ahead.sequences)
         seen = self._observation(now, trees, begun_ms, is_ahead=ahead is not None)
         predicted_ms = self._controller.prices.predicted(seen).total_ms
         self._controller.observe(seen)
