@@ -107,11 +107,11 @@ def test_greedy_answers_are_those_of_generate(
     overlapped = [one for one in batches if one[1]]
     if policy == "adaptive-chain":
         assert not overlapped
-    else:
-        assert distant.num_waited > 5
-        assert len(overlapped) > 5
-        assert min(now for now, _ in overlapped) > 0
-        assert any(abs(now - meanwhile) <= 1 for now, meanwhile in overlapped)
+        return
+    assert min(now for now, _ in overlapped) > 0
+    assert any(abs(now - meanwhile) <= 1 for now, meanwhile in overlapped)
+    # `smart` soon leaves a drafter that is always wrong.
+    assert min(distant.num_waited, len(overlapped)) > (0 if policy == "smart" else 5)
 
 
 @pytest.mark.parametrize("policy", ["eagle2", "smart-drawn"])
