@@ -138,7 +138,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     of_oracle: Spread | None = None
     """Tokens/s over those of the best fixed tree in the same round."""
     tree: str | None = None
-    """Of the oracle: which of the fixed trees was the best."""
+    """Of the oracle: which of the fixed trees was the best in most rounds."""
 
 
 class Machine(msgspec.Struct, frozen=True):

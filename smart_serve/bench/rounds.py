@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 import msgspec.structs
 
 from smart_serve.bench.figures import Load, Row, Sample, summarise
-from smart_serve.bench.oracle import best_tree, survivors
+from smart_serve.bench.oracle import hindsight, survivors
 
 ORACLE = "oracle"
 QUESTIONS_PER_PLACE = 3
@@ -63,15 +64,16 @@ class Contest:
         return self._rows(load, samples)
 
     def _rows(self, load: Load, samples: dict[str, list[Sample]]) -> list[Row]:
-        best = best_tree(self.trees, samples) if self.trees else None
-        oracle = samples[best] if best else []
+        best = hindsight(self.trees, samples) if self.trees else []
+        oracle = [samples[name][number] for number, name in enumerate(best)]
         rows = [
             summarise(name, load, of_name, samples["off"], oracle)
             for name, of_name in samples.items()
         ]
-        if best is not None:
+        if best:
             row = summarise(ORACLE, load, oracle, samples["off"], oracle)
-            rows.insert(len(self.policies), msgspec.structs.replace(row, tree=best))
+            row = msgspec.structs.replace(row, tree=statistics.mode(best))
+            rows.insert(len(self.policies), row)
         return rows
 
 

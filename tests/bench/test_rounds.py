@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from smart_serve.bench.figures import Load, Sample
+from smart_serve.bench.oracle import hindsight
 from smart_serve.bench.rounds import ORACLE, Contest, shown
 
 TREES = ("eagle2:2x2", "eagle2:8x4", "eagle2:60x6")
@@ -57,6 +59,27 @@ def test_the_oracle_is_the_best_tree_and_hopeless_ones_are_given_up() -> None:
     counts = Counter(name for name, load, _ in runner.runs if load.requests == 12)
     # With the warm-up of the policies.
     assert counts == {"off": 5, "smart": 5, "eagle2:2x2": 4, "eagle2:8x4": 4, "eagle2:60x6": 2}
+
+
+def test_chance_does_not_flatter_the_oracle() -> None:
+    """Fourteen trees that are all as fast as `smart`, on a noisy machine."""
+    rng = np.random.default_rng(0)
+    names = ["off", "smart", *(f"eagle2:{n}x1" for n in range(1, 15))]
+    shares, flattered = [], []
+    for _ in range(100):
+        noise = rng.lognormal(0.0, 0.1, (len(names), 4))
+        samples = {
+            name: [Sample(tokens=1000, elapsed_s=1.0 / pace) for pace in paces]
+            for name, paces in zip(names, noise, strict=True)
+        }
+        best = hindsight(names[2:], samples)
+        rates = [samples[name][i].tokens_per_s for i, name in enumerate(best)]
+        shares += [s.tokens_per_s / rate for s, rate in zip(samples["smart"], rates, strict=True)]
+        medians = [np.median([s.tokens_per_s for s in samples[name]]) for name in names[2:]]
+        flattered.append(np.median([s.tokens_per_s for s in samples["smart"]]) / max(medians))
+    assert np.median(shares) == pytest.approx(1.0, abs=0.03)
+    # The control: the largest median looks faster than what is as fast.
+    assert np.median(flattered) < 0.93
 
 
 def test_no_tree_may_be_the_best() -> None:
