@@ -51,10 +51,10 @@ def build(args: AppArgs) -> Application:
     vision = _vision(args).bind(args)
     drafters = _drafter(args).bind(args, secret) if args.drafts_remotely else None
     pools = {
-        pool.name: _target(args, pool).bind(args, pool, router, drafters, secret)
+        pool.name: _target(args, pool).bind(args, pool, router, vision, drafters, secret)
         for pool in args.pools
     }
-    return _ingress(args).bind(args, pools, router, vision, load_keys(args.api_keys_file))
+    return _ingress(args).bind(args, pools, router, load_keys(args.api_keys_file))
 
 
 def deployments(args: AppArgs) -> list[Deployment]:

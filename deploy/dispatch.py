@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 import msgspec
-import numpy as np
 import ray
-from numpy.typing import NDArray
-from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from deploy.args import AppArgs
-from deploy.failures import RAY_FAILURES, REPLICA_LOST, as_own_error, first_line
+from deploy.failures import (
+    RAY_FAILURES,
+    REPLICA_LOST,
+    ReplicaSilentError,
+    as_own_error,
+    first_line,
+)
 from deploy.metrics.ingress import AnswerClock, IngressMetrics
 from deploy.pool_state import PoolState, pool_states
 from deploy.resumption import Resumption
 from deploy.spans import begin, trace_parent
-from smart_serve.errors import ServerError
-from smart_serve.messages import Assignment, GenerateRequest, RequestShape, TokenChunk
+from smart_serve.errors import ServerError, SmartServeError
+from smart_serve.messages import NOTHING, Assignment, GenerateRequest, RequestShape, TokenChunk
 from smart_serve.routing.assign import Offer, assign
 from smart_serve.routing.cluster_view import ClusterView
 from smart_serve.routing.pool_load import PoolLoad
@@ -35,6 +40,11 @@ ROUTER_S = 0.5
 VIEW_S = 1.0
 NODES_S = 5.0
 """Ray's own store answers in a few ms, or is restarting."""
+SILENCE_S = 10.0
+"""Of a stream that has begun: its replica, or the node, is gone. Ten beats (`deploy.target`)."""
+BY_VALUE_BYTES = 2 * 2**20
+"""Larger requests go through Ray's object store, as Serve's messages hold 4 MiB; and so do their
+answers then, at several times the cost for each step."""
 LOOK_S = 10.0
 """How often is looked for pools without nodes."""
 
@@ -47,15 +57,18 @@ class Dispatcher:
         args: AppArgs,
         pools: Mapping[str, DeploymentHandle],
         router: DeploymentHandle,
-        vision: DeploymentHandle,
         metrics: IngressMetrics,
     ) -> None:
         self._targets = {
-            name: handle.options(method_name="generate", stream=True)
+            name: handle.options(
+                method_name="generate",
+                stream=True,
+                _by_reference=False,
+                response_serialization="pickle",
+            )
             for name, handle in pools.items()
         }
         self._router = router
-        self._vision = vision
         self._pools = args.pools
         self._offers = args.offers()
         self._absent: set[str] = set()
@@ -105,7 +118,9 @@ class Dispatcher:
             except TimeoutError:
                 message = f"no answer within {self._limits.request_timeout_s:.0f} s"
                 raise ServerError(message, code="timeout", status=504) from None
-            except RAY_FAILURES as error:
+            except SmartServeError:
+                raise
+            except Exception as error:  # whatever a target fails with arrives as it is
                 raise as_own_error(error) from None
         raise ServerError("a part of the server is restarting", code="unavailable", status=503)
 
@@ -144,28 +159,34 @@ class Dispatcher:
         images: Sequence[CheckedImage],
         deadline: float,
     ) -> AsyncGenerator[TokenChunk]:
-        # The features go from the encoder to the target as an object; only its reference is here.
-        encoding: DeploymentResponse[list[NDArray[np.float32]]] | None = None
-        if images:
-            # The same pictures go to the same encoder, which keeps their features.
-            encoder = self._vision.options(session_id=images[0].content_hash)
-            encoding = encoder.encode.remote(list(images), request.trace_parent)
         target = self._targets[assigned.pool]
         if assigned.replica is not None:
             target = target.options(session_id=assigned.replica)
-        chunks = target.remote(request, [] if encoding is None else encoding)
+        if _size_bytes(request, images) > BY_VALUE_BYTES:
+            target = target.options(_by_reference=True)
+        chunks, silence_s = target.remote(request, list(images)), math.inf
         try:
             while True:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(min(deadline, _now_s() + silence_s)):
                     chunk = await _next(chunks)
                 if chunk is None:
                     return
-                yield chunk
+                # It has begun: before, it may have waited for a replica to start.
+                silence_s = SILENCE_S
+                if chunk != NOTHING:
+                    yield chunk
+        except TimeoutError:
+            if _now_s() < deadline:
+                raise ReplicaSilentError(f"no sign of life for {SILENCE_S:.0f} s") from None
+            raise
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            # It came with a message: the replica is being stopped.
+            raise ReplicaSilentError("it has cancelled the request") from None
         finally:
             # Ending the iteration alone would leave the target, and the encoder, at work.
             chunks.cancel()
-            if encoding is not None:
-                encoding.cancel()
 
     async def _assign(self, request: GenerateRequest, lost: Assignment | None) -> Assignment:
         """`lost`: where the request was until now; None: nowhere."""
@@ -216,6 +237,21 @@ def offers_without(
     if pool not in loads or loads[pool].replicas > 1:
         return offers
     return [one for one in offers if one.pool != pool and one.pool in loads] or offers
+
+
+def _size_bytes(request: GenerateRequest, images: Sequence[CheckedImage]) -> int:
+    """Of the message that asks for an answer, or somewhat less."""
+    return 8 * len(request.token_ids) + sum(len(image.data) for image in images)
+
+
+def _is_cancelled() -> bool:
+    """Whether the one who asks is."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def _next(chunks: DeploymentResponseGenerator[TokenChunk]) -> TokenChunk | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import (
     BackPressureError,
@@ -16,10 +17,15 @@ from smart_serve.errors import OverloadedError, ServerError, SmartServeError
 
 logger = logging.getLogger("ray.serve")
 
-RAY_FAILURES = (RayError, RayServeException)
+RAY_FAILURES = (RayError, RayServeException, AioRpcError)
 """Everything that a call of another deployment may raise beside our own errors."""
 
-REPLICA_LOST = (RayActorError, ReplicaUnavailableError)
+
+class ReplicaSilentError(Exception):
+    """A replica that does not show that it lives."""
+
+
+REPLICA_LOST = (RayActorError, ReplicaUnavailableError, AioRpcError, ReplicaSilentError)
 """The replica is gone; another may take over."""
 
 

@@ -36,11 +36,10 @@ class IngressReplica:
         args: AppArgs,
         pools: dict[str, DeploymentHandle],
         router: DeploymentHandle,
-        vision: DeploymentHandle,
         keys: tuple[ApiKey, ...],
     ) -> None:
         self._metrics = IngressMetrics()
-        self._dispatcher = Dispatcher(args, pools, router, vision, self._metrics)
+        self._dispatcher = Dispatcher(args, pools, router, self._metrics)
         fetcher = PictureFetcher(args.image_domains) if args.image_domains else None
         self._keys = KeyRing(keys, args.bounds("ingress")[1])
         self._service = await asyncio.to_thread(ChatService, args, self._dispatcher, fetcher)

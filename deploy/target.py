@@ -5,28 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deploy.args import AppArgs, PoolArgs
 from deploy.autoscaling import target_stats
-from deploy.failures import first_line
+from deploy.failures import RAY_FAILURES, as_own_error, first_line
+from deploy.features import PictureFeatures
 from deploy.metrics.target import EXPORT_S, TargetMetrics
 from deploy.node import accelerator_type, use_threads
 from deploy.spans import begin, tell_generated, trace_parent
-from smart_serve.errors import ServerError
-from smart_serve.messages import GenerateRequest, LoadReport, SpeculationPlan, TokenChunk
+from smart_serve.errors import ServerError, SmartServeError
+from smart_serve.messages import (
+    NOTHING,
+    GenerateRequest,
+    LoadReport,
+    SpeculationPlan,
+    TokenChunk,
+)
 from smart_serve.models.folders import resolve_model
 from smart_serve.routing.prefixes import RecentPrefixes
 from smart_serve.routing.shared_calibration import NEWCOMER_STEPS
+from vision.image import CheckedImage
 
 if TYPE_CHECKING:
     # torch is loaded where the engine runs, not where the application is built.
@@ -42,6 +47,8 @@ IDLE_REPORT_S = 1.0
 LESSON_S = 10.0
 """Between two reports that carry what was learnt of the drafter: some kilobytes."""
 STOP_S = 10.0
+BEAT_S = 1.0
+"""A stream is never silent for longer: its reader takes silence for the loss of this replica."""
 
 
 class TargetReplica:
@@ -52,11 +59,13 @@ class TargetReplica:
         args: AppArgs,
         pool: PoolArgs,
         router: DeploymentHandle,
+        vision: DeploymentHandle,
         drafters: DeploymentHandle | None,
         secret: bytes,
     ) -> None:
         self._pool = pool
         self._router = router
+        self._features = PictureFeatures(vision)
         self._device_type = accelerator_type()
         self._metrics = TargetMetrics(pool.name, self._device_type)
         use_threads(pool.num_threads)
@@ -67,13 +76,15 @@ class TargetReplica:
         self._exporting = asyncio.create_task(self._export_for_ever())
 
     async def generate(
-        self, request: GenerateRequest, features: list[NDArray[np.float32]]
+        self, request: GenerateRequest, images: Sequence[CheckedImage]
     ) -> AsyncGenerator[TokenChunk]:
         """The tokens of each step as they come; the last chunk carries the reason and the stats.
+        Where nothing comes for `BEAT_S` there is a chunk with nothing in it, and one at first.
 
-        `features` [num_tokens, hidden] of each picture, in the order of `request.image_spans`.
+        `images` in the order of `request.image_spans`; their features come from a vision encoder.
         Ending the stream early frees its KV blocks. Raises `OverloadedError` on a full queue.
         """
+        yield NOTHING
         self._prefixes.note(request.token_ids, request.image_spans)
         span = begin(
             "generate",
@@ -85,8 +96,7 @@ class TargetReplica:
             pictures=len(request.image_spans),
         )
         request = msgspec.structs.replace(request, trace_parent=trace_parent(span))
-        # The engine's iterator is a generator; closing it is what ends the sequence.
-        chunks = cast(AsyncGenerator[TokenChunk], self._loop.generate(request, features))
+        chunks = self._answer(request, images)
         try:
             async for chunk in chunks:
                 yield chunk
@@ -97,6 +107,23 @@ class TargetReplica:
         finally:
             await chunks.aclose()
             span.end()
+
+    async def _answer(
+        self, request: GenerateRequest, images: Sequence[CheckedImage]
+    ) -> AsyncGenerator[TokenChunk]:
+        encoding = asyncio.ensure_future(self._features.of(images, request.trace_parent))
+        try:
+            while not (await asyncio.wait([encoding], timeout=BEAT_S))[0]:
+                yield NOTHING
+        finally:
+            encoding.cancel()
+        # The engine's iterator is a generator; closing it is what ends the sequence.
+        chunks = cast(
+            AsyncGenerator[TokenChunk], self._loop.generate(request, encoding.result(), BEAT_S)
+        )
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
 
     async def blocks(self) -> dict[str, int]:
         """KV blocks: free, cached (kept for their prefix), total. Idle: free + cached == total."""
@@ -152,7 +179,7 @@ class TargetReplica:
                     self._loop.set_plan(plan)
                     wait_s = plan.report_every_ms / 1e3
                     self._metrics.note_plan(plan)
-                except (RayError, RayServeException, TimeoutError) as error:
+                except (*RAY_FAILURES, SmartServeError, TimeoutError) as error:
                     logger.warning("the router is away: %s", first_line(error))
                     await asyncio.sleep(IDLE_REPORT_S)
             await asyncio.sleep(wait_s)
@@ -165,12 +192,14 @@ class TargetReplica:
 
     async def _tell(self, report: LoadReport) -> SpeculationPlan:
         """Tells every router replica, so that each knows the whole cluster; the newest envelope
-        counts. Raises what the first of them failed with if none answered."""
+        counts. Raises `SmartServeError`, and what Ray raises, if none answered."""
         told = self._router.broadcast("report", report)
         answers = await told.results_async(timeout_s=IDLE_REPORT_S, return_exceptions=True)
         plans = [answer for answer in answers if isinstance(answer, SpeculationPlan)]
         if not plans:
-            raise answers[0]
+            # Over gRPC whatever a router failed with arrives as it is.
+            late = isinstance(answers[0], TimeoutError)
+            raise answers[0] if late else as_own_error(answers[0])
         return max(plans, key=lambda plan: plan.epoch)
 
     def _report(self) -> LoadReport:

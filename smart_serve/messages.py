@@ -209,6 +209,10 @@ class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
     """If it was asked for and the step was a decode step."""
 
 
+NOTHING = TokenChunk(token_ids=())
+"""A sign of life: no step, and no news."""
+
+
 class CalibrationCounts(msgspec.Struct, frozen=True):
     """Draft nodes by depth and confidence: how many were judged, and how many of them accepted.
 

@@ -31,6 +31,7 @@ IMPORTED_AS = {
     "pyyaml": "yaml",
     "huggingface-hub": "huggingface_hub",
     "opentelemetry-api": "opentelemetry",
+    "grpcio": "grpc",
     "prometheus-client": "prometheus_client",
 }
 """Distributions whose package has another name."""

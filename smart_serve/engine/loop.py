@@ -20,7 +20,13 @@ from smart_serve.engine.engine import Engine
 from smart_serve.engine.load import EngineLoad, StepRates
 from smart_serve.engine.sequence import Sequence
 from smart_serve.errors import ServerError
-from smart_serve.messages import CalibrationCounts, GenerateRequest, SpeculationPlan, TokenChunk
+from smart_serve.messages import (
+    NOTHING,
+    CalibrationCounts,
+    GenerateRequest,
+    SpeculationPlan,
+    TokenChunk,
+)
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -80,24 +86,36 @@ class EngineLoop:
         return self._engine.max_context
 
     async def generate(
-        self, request: GenerateRequest, features: Seq[NDArray[np.float32]] = ()
+        self,
+        request: GenerateRequest,
+        features: Seq[NDArray[np.float32]] = (),
+        beat_s: float | None = None,
     ) -> AsyncIterator[TokenChunk]:
-        """The request's chunks, one per step that emitted tokens; the last one has a reason.
+        """The request's chunks, one per step that emitted tokens; the last one has a reason. Where
+        there is none for `beat_s`, `NOTHING` (None: there is only silence).
 
         Closing the iterator early frees the request's KV blocks before the next step. Raises
         `ClientError`, `OverloadedError`, and `ServerError` if the engine stops.
         """
         stream = _Stream()
+        admitted = asyncio.wrap_future(self._call(lambda: self._add(request, features, stream)))
         try:
-            await asyncio.wrap_future(self._call(lambda: self._add(request, features, stream)))
+            while not (await asyncio.wait([admitted], timeout=beat_s))[0]:
+                yield NOTHING
+            admitted.result()
             while True:
-                item = await stream.chunks.get()
+                try:
+                    async with asyncio.timeout(beat_s):
+                        item = await stream.chunks.get()
+                except TimeoutError:
+                    item = NOTHING
                 if isinstance(item, Exception):
                     raise item
                 yield item
                 if item.finish_reason is not None:
                     return
         finally:
+            admitted.cancel()
             # Commands run in order: this finds the sequence even if the wait for it was cancelled.
             self._commands.put(lambda: self._abort(stream))
 

@@ -13,7 +13,7 @@ from engine_rig import Case, make_engine, random_feature_drafter
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.loop import EngineLoop
 from smart_serve.errors import ClientError, OverloadedError, ServerError
-from smart_serve.messages import GenerateRequest, SamplingParams, TokenChunk
+from smart_serve.messages import NOTHING, GenerateRequest, SamplingParams, TokenChunk
 
 TIMEOUT_S = 20.0
 
@@ -83,6 +83,24 @@ async def test_streams_in_parallel_are_the_answers(
     engine.scheduler.pool.check_idle()
     assert loop.is_healthy()
     assert loop.load().running == 0
+
+
+async def test_a_stream_that_waits_shows_that_it_lives(
+    loop: EngineLoop, engine: Engine, llava_cases: list[Case]
+) -> None:
+    gate = Gate(engine)
+    case, other = llava_cases[:2]
+    silent = asyncio.create_task(collect(stream(loop, case)))
+    assert await asyncio.to_thread(gate.entered.wait, TIMEOUT_S)
+    # While its admission waits for the step to end, and while its first token does.
+    beating = loop.generate(request_of(other), other.features, beat_s=0.01)
+    beats = [await anext(beating) for _ in range(3)]
+    assert beats == [NOTHING] * 3
+    gate.open.set()
+    chunks = [chunk for chunk in await collect(beating) if chunk != NOTHING]
+    assert sum(len(chunk.token_ids) for chunk in chunks) == chunks[-1].stats.completion_tokens
+    # Nobody asked this one for beats.
+    assert NOTHING not in await silent
 
 
 async def test_closing_a_stream_early_frees_its_blocks_before_the_next_step(
