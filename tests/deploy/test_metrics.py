@@ -3,57 +3,19 @@
 from __future__ import annotations
 
 import base64
-from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from scrape import Scrape, scrape
 from served_app import ServedApp, wait_for
 
 from deploy.metrics.table import COMMON_TAGS, METRICS, PREFIX, all_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = ("_bucket", "_sum", "_count")
-
-
-@dataclass(frozen=True)
-class Series:
-    name: str
-    tags: dict[str, str]
-    value: float
-
-
-class Scrape:
-    """What the nodes' metrics ports say of this application now."""
-
-    def __init__(self, text: str) -> None:
-        self._series = defaultdict(list)
-        for family in text_string_to_metric_families(text):
-            for one in family.samples:
-                if one.name.startswith(f"ray_{PREFIX}"):
-                    self._series[one.name].append(Series(one.name, one.labels, one.value))
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._series)
-
-    def of(self, name: str, **tags: str) -> list[Series]:
-        found = self._series.get(f"ray_{PREFIX}{name}", [])
-        return [one for one in found if tags.items() <= one.tags.items()]
-
-    def sum(self, name: str, **tags: str) -> float:
-        return sum(one.value for one in self.of(name, **tags))
-
-
-def scrape() -> Scrape:
-    import ray
-
-    ports = [(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in ray.nodes()]
-    return Scrape("".join(httpx.get(f"http://{host}:{port}/metrics").text for host, port in ports))
 
 
 def mismatch(scraped: Iterable[str]) -> set[str]:
