@@ -6,10 +6,13 @@ With `--handle`, that of a call through a Serve handle too, which the channel st
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +101,32 @@ def handle_median_ms(rounds: int) -> float:
     return statistics.median(times)
 
 
+def serve(secret: bytes, hidden_size: int, path: Path, told: Connection) -> None:
+    """A drafter's process: tells its port, and ends when it is told to."""
+    drafter = ChainDrafter(hidden_size, depth=5)
+    server = DrafterServer(drafter, secret, unix_path=path, tcp_host="127.0.0.1")
+    server.start()
+    told.send(server.tcp_port)
+    told.recv()
+    server.stop()
+
+
+@contextmanager
+def served(secret: bytes, hidden_size: int) -> Iterator[tuple[Path, int]]:
+    """Socket and port of a drafter in a process of its own: two threads of one would wait for each
+    other's interpreter."""
+    start = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="smart-serve-") as folder:
+        path, (mine, theirs) = Path(folder, "drafter.sock"), start.Pipe()
+        process = start.Process(target=serve, args=(secret, hidden_size, path, theirs))
+        process.start()
+        try:
+            yield path, mine.recv()
+        finally:
+            mine.send(None)
+            process.join()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=300)
@@ -105,15 +134,10 @@ def main() -> None:
     parser.add_argument("--handle", action="store_true", help="compare with a call through Serve")
     options = parser.parse_args()
     secret = new_nonce()
-    drafter = ChainDrafter(options.hidden_size, depth=5)
-    with tempfile.TemporaryDirectory(prefix="smart-serve-") as folder:
-        path = Path(folder, "drafter.sock")
-        server = DrafterServer(drafter, secret, unix_path=path, tcp_host="127.0.0.1")
-        server.start()
-        address = ("127.0.0.1", server.tcp_port or 0)
+    with served(secret, options.hidden_size) as (path, port):
         for name, remote in (
             ("unix", RemoteDrafter(secret, unix_path=path)),
-            ("tcp", RemoteDrafter(secret, address=address)),
+            ("tcp", RemoteDrafter(secret, address=("127.0.0.1", port))),
         ):
             print(f"{name}: bare round trip {remote.wire_ms:.3f} ms")
             for sequences in (1, 8, 32):
@@ -122,7 +146,6 @@ def main() -> None:
                 took = median_ms(remote, batch, options.rounds)
                 print(f"  {sequences:2d} sequences, {kib:5.0f} KiB of vectors: {took:.3f} ms")
             remote.disconnect()
-        server.stop()
     if options.handle:
         print(f"a call through a Serve handle: {handle_median_ms(options.rounds):.3f} ms")
 
