@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import select
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +37,8 @@ PROPOSE_S = 2.0
 """A step that waits longer has lost more than any tree can give back. Long enough for the first
 call on a cold drafter, which catches up with a whole prompt."""
 _PINGS = 9
+_WAITED = 0.05
+"""Of the time since the question: who waited for more did not find the answer there."""
 _WIRE_DECAY = 0.9
 """Weight of the past in the running mean of the wire's cost: about the last ten steps."""
 
@@ -114,17 +115,18 @@ class RemoteDrafter:
         if self._unread != number:
             raise DrafterUnavailable("the answer was not waited for in time")
         # What its owner did since it asked is not the drafter's fault.
-        deadline = time.monotonic() + self._propose_timeout_s
-        was_there = self.is_connected and bool(select.select([self._peer], [], [], 0)[0])
+        begun = time.monotonic()
         try:
-            answer = self._read_answer(number, deadline)
+            answer = self._read_answer(number, begun + self._propose_timeout_s)
             if isinstance(answer, Failed):
                 raise DrafterUnavailable(answer.reason)
             proposal = message_to_proposal(answer, num_inputs)
         except (ChannelError, OSError) as error:
             raise self._broken(error) from error
-        if not was_there:
-            elapsed_ms = (time.monotonic() - asked_at) * 1e3
+        now = time.monotonic()
+        # An answer that was not waited for may have been there for long.
+        if now - begun > _WAITED * (now - asked_at):
+            elapsed_ms = (now - asked_at) * 1e3
             overhead_ms = max(0.0, elapsed_ms - sum(proposal.layer_ms))
             self._wire_ms += (1 - _WIRE_DECAY) * (overhead_ms - self._wire_ms)
         return proposal
