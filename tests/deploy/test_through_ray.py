@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from deploy.through_ray import ThroughRay
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.serve
+@pytest.mark.slow
+def test_streams_through_ray_are_measured_against_the_engine_alone(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    options = ["--clients", "4", "--requests", "8", "--rounds", "1", "--settings", "default"]
+    words = [sys.executable, "-m", "deploy.through_ray", *options, "--json", str(file)]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert run.returncode == 0, run.stderr[-3000:]
+    (figures,) = msgspec.json.decode(file.read_bytes(), type=ThroughRay).settings
+    assert (figures.setting, figures.clients) == ("default", 4)
+    assert figures.tokens_per_s > 0
+    # One round: the share is that of the two rates.
+    assert figures.share.median == pytest.approx(figures.tokens_per_s / figures.alone_tokens_per_s)
+    used = {name for name, ms in figures.cpu_ms_per_token.items() if ms > 0}
+    assert {"target-default", "drafter", "ingress", "proxy", "clients"} <= used
