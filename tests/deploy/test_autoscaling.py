@@ -129,8 +129,9 @@ def test_only_what_has_room_is_scaled() -> None:
     pools = (PoolArgs(name="a"), PoolArgs(name="b", min_replicas=0, max_replicas=3))
     app = build(AppArgs(pools=pools, vision_max_replicas=2))
     ingress = app._bound_deployment
-    targets, vision = ingress.init_args[1], ingress.init_args[3]
+    targets = ingress.init_args[1]
     fixed, scaled = (targets[name]._bound_deployment for name in "ab")
+    vision = fixed.init_args[3]
     assert (fixed.num_replicas, fixed._deployment_config.autoscaling_config) == (1, None)
     bounds = scaled._deployment_config.autoscaling_config
     assert (bounds.min_replicas, bounds.max_replicas, bounds.downscale_delay_s) == (0, 3, 0.0)
