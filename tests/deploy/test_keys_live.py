@@ -39,11 +39,10 @@ def url(app: ServedApp) -> Iterator[str]:
         key(BUSY, name="busy", operator=True, max_concurrent=1),
         key(SPENT, name="spent", operator=True, requests_per_minute=1),
     )
-    target, router, vision = (
-        serve.get_deployment_handle(name, APP)
-        for name in ("target-default", "router", "vision-encoder")
+    target, router = (
+        serve.get_deployment_handle(name, APP) for name in ("target-default", "router")
     )
-    ingress = _ingress(args).bind(args, {"default": target}, router, vision, keys)
+    ingress = _ingress(args).bind(args, {"default": target}, router, keys)
     serve.run(ingress, name=KEYED, route_prefix=f"/{KEYED}")
     yield f"{app.url}/{KEYED}"
     serve.delete(KEYED)
