@@ -21,11 +21,14 @@ class Series:
 class Scrape:
     """What the nodes' metrics ports say of this application now."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, outsider: str) -> None:
+        """`outsider`: id of the worker that runs the tests. Parts of the application that a test
+        makes for itself export too, and are no replicas."""
         self._series = defaultdict(list)
         for family in text_string_to_metric_families(text):
             for one in family.samples:
-                if one.name.startswith(f"ray_{PREFIX}"):
+                is_ours = one.name.startswith(f"ray_{PREFIX}")
+                if is_ours and one.labels.get("WorkerId") != outsider:
                     self._series[one.name].append(Series(one.name, one.labels, one.value))
 
     @property
@@ -44,4 +47,5 @@ def scrape() -> Scrape:
     import ray
 
     ports = [(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in ray.nodes()]
-    return Scrape("".join(httpx.get(f"http://{host}:{port}/metrics").text for host, port in ports))
+    text = "".join(httpx.get(f"http://{host}:{port}/metrics").text for host, port in ports)
+    return Scrape(text, outsider=ray.get_runtime_context().get_worker_id())
