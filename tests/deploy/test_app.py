@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -210,12 +211,18 @@ def test_a_request_id_is_in_the_log_of_every_replica_and_its_content_in_none(
     headers = {"x-request-id": name}
     response = httpx.post(f"{app.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
     assert response.headers["x-request-id"] == name
-    logs = {path: path.read_text("utf-8", "replace") for path in app.logs.rglob("*.log")}
-    lines = {
-        path.name: line for path, text in logs.items() for line in text.splitlines() if name in line
-    }
-    for part in ("ingress", "vision-encoder", "target-default"):
-        assert any(part in file for file in lines), part
+    logs: dict[Path, str] = {}
+    lines: dict[str, str] = {}
+
+    def are_written() -> bool:
+        # The ingress writes its line after the answer.
+        logs.update({p: p.read_text("utf-8", "replace") for p in app.logs.rglob("*.log")})
+        named = [(p.name, line) for p, text in logs.items() for line in text.splitlines()]
+        lines.update({file: line for file, line in named if name in line})
+        return all(any(part in file for file in lines) for part in parts)
+
+    parts = ("ingress", "vision-encoder", "target-default")
+    wait_for(are_written)
     assert "completion_tokens=" in next(line for file, line in lines.items() if "ingress" in file)
     everything = "".join(logs.values())
     assert "blood" not in everything
