@@ -69,24 +69,13 @@ class Alone:
 
     def __init__(self, questions: Sequence[Question]) -> None:
         from deploy.node import use_threads
+        from smart_serve.bench.prepared import prepared
         from smart_serve.engine.loop import EngineLoop
         from smart_serve.llm import LLM
-        from smart_serve.messages import GenerateRequest, SamplingParams
-        from vision.image import image_from_pil
 
         use_threads(None)  # as in a replica
         llm = LLM()
-        self._work = []
-        for place, question in enumerate(questions):
-            images = [image_from_pil(picture, llm.limits) for picture in question.pictures]
-            prompt = llm.prompts.build_raw(question.text, images)
-            request = GenerateRequest(
-                request_id=str(place),
-                token_ids=prompt.token_ids,
-                image_spans=prompt.image_spans,
-                sampling=SamplingParams(max_tokens=question.max_tokens, seed=place),
-            )
-            self._work.append((request, llm.encode(images)))
+        self._work = prepared(llm, questions)
         self._loop = EngineLoop(llm.engine)
         self._loop.start()
 

@@ -7,23 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec.structs
-import numpy as np
-from numpy.typing import NDArray
 
 from smart_serve.bench.clocked import ClockedController, ClockedDrafter, ReliabilityCount
 from smart_serve.bench.contestant import Contestant
 from smart_serve.bench.figures import Calibrations, Costs, Load, Sample, TimeSplit
+from smart_serve.bench.prepared import Work, prepared
 from smart_serve.bench.workload import Question
 from smart_serve.config import Ablation
 from smart_serve.engine.emission import Emission
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.sequence import Sequence as EngineSequence
 from smart_serve.llm import LLM
-from smart_serve.messages import GenerateRequest, SamplingParams
 from smart_serve.speculation.step_observation import StepObservation
-from vision.image import image_from_pil
-
-Features = list[NDArray[np.float32]]
 
 
 class EngineBench:
@@ -41,18 +36,8 @@ class EngineBench:
             llm.engine.set_drafter(self._drafter)
         self._controllers: dict[str, ClockedController] = {}
         self._reliability = ReliabilityCount()
-        self._work: list[tuple[GenerateRequest, Features]] = []
-        for i, question in enumerate(questions):
-            images = [image_from_pil(picture, llm.limits) for picture in question.pictures]
-            prompt = llm.prompts.build_raw(question.text, images)
-            request = GenerateRequest(
-                request_id=str(i),
-                token_ids=prompt.token_ids,
-                image_spans=prompt.image_spans,
-                sampling=SamplingParams(max_tokens=question.max_tokens, seed=i),
-            )
-            # Pictures are encoded beforehand: every policy pays the same for them.
-            self._work.append((request, llm.encode(images)))
+        # Encoded beforehand, so that every policy pays the same for the pictures.
+        self._work = prepared(llm, questions)
 
     @property
     def costs(self) -> Costs:
@@ -98,7 +83,7 @@ class EngineBench:
 
     def _requests(
         self, places: Sequence[int], contestant: Contestant, load: Load
-    ) -> Iterator[tuple[GenerateRequest, Features]]:
+    ) -> Iterator[Work]:
         for place in places:
             request, features = self._work[place]
             sampling = msgspec.structs.replace(
@@ -127,9 +112,7 @@ class _ClosedLoop:
     empty. Only that part is counted, for at the ends the batch is not what it is said to be.
     """
 
-    def __init__(
-        self, engine: Engine, batch: int, work: Iterator[tuple[GenerateRequest, Features]]
-    ) -> None:
+    def __init__(self, engine: Engine, batch: int, work: Iterator[Work]) -> None:
         self._engine, self._batch, self._work = engine, batch, work
         self._live: dict[int, _Live] = {}
         self._first: list[EngineSequence] = []

@@ -8,18 +8,17 @@ from pathlib import Path
 
 from smart_serve.bench import options
 from smart_serve.bench.command import add_model_arguments
+from smart_serve.bench.prepared import Work, prepared
 from smart_serve.bench.workload import Question, picture_questions, read_workload
 from smart_serve.config import VERIFICATION_RULES
 from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.errors import ConfigError
 from smart_serve.llm import LLM
-from smart_serve.messages import GenerateRequest, SamplingParams
 from smart_serve.models.folders import resolve_drafter
 from smart_serve.progress import show_progress
-from smart_serve.selection.roots import Roots, Work, collect
+from smart_serve.selection.roots import Roots, collect
 from smart_serve.selection.train import Verdict, train
 from smart_serve.speculation.selector import FILE_NAME
-from vision.image import image_from_pil
 
 QUESTIONS = 400
 """Of ours; asked again and again, with other seeds."""
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(drafter, NetworkDrafter):
         raise ConfigError(f"drafter '{args.drafter}' has no folder that a selector could lie in")
     out = args.out or resolve_drafter(args.drafter) / FILE_NAME
-    work = _work(llm, read_workload(args.workload) if args.workload else _questions(args.seed))
+    work = prepared(llm, read_workload(args.workload) if args.workload else _questions(args.seed))
     roots = _collect(args, llm, drafter, work)
     selector, verdict = train(
         roots, llm.engine.costs, drafter.info.layer_cost, seed=args.seed, told=show_progress
@@ -79,21 +78,6 @@ def _collect(
 def _questions(seed: int) -> list[Question]:
     # Other pictures than the benchmark's, whose seed is 7.
     return picture_questions(QUESTIONS, seed + 1_000)
-
-
-def _work(llm: LLM, questions: list[Question]) -> list[Work]:
-    work = []
-    for number, question in enumerate(questions):
-        images = [image_from_pil(picture, llm.limits) for picture in question.pictures]
-        prompt = llm.prompts.build_raw(question.text, images)
-        request = GenerateRequest(
-            request_id=str(number),
-            token_ids=prompt.token_ids,
-            image_spans=prompt.image_spans,
-            sampling=SamplingParams(max_tokens=question.max_tokens),
-        )
-        work.append((request, llm.encode(images)))
-    return work
 
 
 def _told(verdict: Verdict, count: int) -> str:

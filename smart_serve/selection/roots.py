@@ -14,16 +14,16 @@ import msgspec.structs
 import numpy as np
 from numpy.typing import NDArray
 
+from smart_serve.bench.prepared import Work
 from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, Proposal
 from smart_serve.engine.engine import Engine
-from smart_serve.messages import GenerateRequest, SamplingParams
+from smart_serve.messages import SamplingParams
 from smart_serve.speculation.selector import FEATURES, all_actions
 from smart_serve.speculation.tree import FloatArray, IntArray
 
 SETTINGS = ((1.0, 1.0), (0.7, 1.0), (1.0, 0.9), (1.3, 1.0))
 """Temperature and top-p, request by request."""
-Work = tuple[GenerateRequest, list[NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
