@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import msgspec
 
@@ -109,11 +109,12 @@ class Autoscaler:
         fleet = _Fleet(pools, self._rates, self._max_price)
         demand = sum(fleet.demand(pool) for pool in pools)
         peak = self._peak("", demand, now_s)
+        waited = {pool.name: self._peak(pool.name, pool.waiting, now_s) for pool in pools}
         fleet.wake()
         if demand > FULL * fleet.rate:
             fleet.grow(demand)
         elif peak is not None:
-            fleet.shrink(peak)
+            fleet.shrink(peak, {name for name, most in waited.items() if most != 0.0})
         return decisions | fleet.decisions(demand)
 
     def _part(self, part: PartDemand, now_s: float) -> Decision:
@@ -176,10 +177,15 @@ class _Fleet:
                     self._counts[pool.name] = 1
                     return
 
-    def shrink(self, peak: float) -> None:
-        """Takes replicas away where a token is dearest, as long as the others can do it all."""
+    def shrink(self, peak: float, awaited: Set[str]) -> None:
+        """Takes replicas away where a token is dearest, as long as the others can do it all.
+
+        `awaited`: pools where something waited lately. Their last replica stays: it may still be
+        starting, with nothing known of it, for just what waits there.
+        """
         for pool in sorted(self._pools, key=self._token_price, reverse=True):
-            while self._counts[pool.name] > pool.min_replicas:
+            fewest = max(pool.min_replicas, int(pool.name in awaited))
+            while self._counts[pool.name] > fewest:
                 if peak > IDLE * (self.rate - self._rate(pool)):
                     break
                 self._counts[pool.name] -= 1

@@ -121,6 +121,29 @@ def test_a_pool_that_never_ran_is_tried_when_the_others_do_not_suffice() -> None
     assert Autoscaler().decide([known, starting], (), 0.0)["slow"].replicas == 1
 
 
+def replicas_of(pool: PoolDemand, *others: PoolDemand, scaler: Autoscaler, now_s: float) -> int:
+    return scaler.decide((pool, *others), (), now_s)[pool.name].replicas
+
+
+@pytest.mark.parametrize("others", [(), (msgspec.structs.replace(FAST, replicas=2),)])
+def test_the_first_replica_of_a_pool_is_left_to_start(others: tuple[PoolDemand, ...]) -> None:
+    scaler = Autoscaler(KEEP_S)
+    pool = msgspec.structs.replace(SLOW, full_rate=0.0)
+    idle_s = 2 * KEEP_S
+    for now_s in (0.0, KEEP_S, idle_s):
+        assert replicas_of(pool, *others, scaler=scaler, now_s=now_s) == 0
+    waited_for = msgspec.structs.replace(pool, waiting=1.0)
+    assert replicas_of(waited_for, *others, scaler=scaler, now_s=idle_s + 1) == 1
+    starting = msgspec.structs.replace(waited_for, replicas=1)
+    for seconds in range(2, 60):
+        assert replicas_of(starting, *others, scaler=scaler, now_s=idle_s + seconds) == 1
+    # It serves what had waited, and has not told of itself yet.
+    begun = msgspec.structs.replace(starting, waiting=0.0)
+    assert replicas_of(begun, *others, scaler=scaler, now_s=idle_s + 61) == 1
+    # The control: when nobody has asked for so long, it goes.
+    assert replicas_of(begun, *others, scaler=scaler, now_s=idle_s + 61 + 2 * KEEP_S) == 0
+
+
 @pytest.mark.parametrize("half_s", [10.0, 30.0, 100.0, 290.0])
 def test_a_square_wave_within_the_window_moves_nothing_after_its_first_rise(half_s: float) -> None:
     world = World(FAST, SLOW)
