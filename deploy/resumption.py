@@ -50,7 +50,7 @@ class Resumption:
         """Counts the steps of a replica that died before it could tell its stats."""
         self._before += RequestStats(
             completion_tokens=sum(len(chunk.token_ids) for chunk in self._since),
-            target_steps=len(self._since),
+            target_steps=sum(chunk.num_steps for chunk in self._since),
             accepted_tokens=sum(chunk.num_accepted for chunk in self._since),
         )
         self._since = []

@@ -78,8 +78,8 @@ class TargetReplica:
     async def generate(
         self, request: GenerateRequest, images: Sequence[CheckedImage]
     ) -> AsyncGenerator[TokenChunk]:
-        """The tokens of each step as they come; the last chunk carries the reason and the stats.
-        Where nothing comes for `BEAT_S` there is a chunk with nothing in it, and one at first.
+        """The tokens as steps bring them; the last chunk carries the reason and the stats. Where
+        nothing comes for `BEAT_S` there is a chunk with nothing in it, and one at first.
 
         `images` in the order of `request.image_spans`; their features come from a vision encoder.
         Ending the stream early frees its KV blocks. Raises `OverloadedError` on a full queue.
@@ -244,7 +244,8 @@ def _start_engine(args: AppArgs, pool: PoolArgs) -> EngineLoop:
     # A remote drafter comes with its lease.
     colocated = args.drafter is not None and not args.drafts_remotely
     drafter = load_drafter(str(args.drafter), folder, config) if colocated else None
-    loop = EngineLoop(build_engine(folder, config, drafter, progress=False))
+    engine = build_engine(folder, config, drafter, progress=False)
+    loop = EngineLoop(engine, args.parsed_limits().max_events_per_s)
     loop.start()
     return loop
 

@@ -191,7 +191,8 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """The tokens that one step emitted for one request; the last one carries reason and stats.
+    """What one step, or several in turn, emitted for one request; the last one carries reason and
+    stats.
 
     A request with stop strings may end at any chunk, so each of its chunks has the stats so far.
     """
@@ -199,6 +200,7 @@ class TokenChunk(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...]
     num_accepted: int = 0
     """How many of them a draft tree had foreseen."""
+    num_steps: int = 1
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each token, if they were asked for."""
     finish_reason: FinishReason | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.load import EngineLoad, StepRates
-from smart_serve.engine.sequence import Sequence
+from smart_serve.engine.stream import ChunkStream
 from smart_serve.errors import ServerError
 from smart_serve.messages import (
     NOTHING,
@@ -30,34 +31,21 @@ from smart_serve.messages import (
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+LONGEST_S = 0.1
+"""Ten chunks a second still read as a flow."""
 IDLE_WAIT_S = 0.5
 """How long an idle loop sleeps before it looks again whether it shall stop."""
-
-
-class _Stream:
-    """One request's chunks on their way from the engine's thread to its event loop."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.chunks: asyncio.Queue[TokenChunk | Exception] = asyncio.Queue()
-        self.sequence: Sequence | None = None
-        """Set in the engine's thread once the request is admitted."""
-
-    def put(self, item: TokenChunk | Exception) -> None:
-        """From the engine's thread."""
-        try:
-            self.loop.call_soon_threadsafe(self.chunks.put_nowait, item)
-        except RuntimeError:
-            _LOG.debug("a stream's event loop is closed; its chunk is dropped")
 
 
 class EngineLoop:
     """Owns an engine's thread. Everything that touches the engine runs there, between steps."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, chunks_per_s: float = math.inf) -> None:
+        """`chunks_per_s`: of all streams together, for each of them has its price outside."""
         self._engine = engine
+        self._chunks_per_s = chunks_per_s
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, ChunkStream] = {}
         self._stopping = threading.Event()
         self._ended = threading.Event()
         """The thread takes no command any more; whoever sends one must see to it."""
@@ -91,13 +79,14 @@ class EngineLoop:
         features: Seq[NDArray[np.float32]] = (),
         beat_s: float | None = None,
     ) -> AsyncIterator[TokenChunk]:
-        """The request's chunks, one per step that emitted tokens; the last one has a reason. Where
-        there is none for `beat_s`, `NOTHING` (None: there is only silence).
+        """The request's chunks; the last one has a reason. Where there is none for `beat_s`,
+        `NOTHING` (None: there is only silence). A chunk is of one step, or of several where there
+        would be too many chunks: then there is one every `LONGEST_S` at least.
 
         Closing the iterator early frees the request's KV blocks before the next step. Raises
         `ClientError`, `OverloadedError`, and `ServerError` if the engine stops.
         """
-        stream = _Stream()
+        stream = ChunkStream(request)
         admitted = asyncio.wrap_future(self._call(lambda: self._add(request, features, stream)))
         try:
             while not (await asyncio.wait([admitted], timeout=beat_s))[0]:
@@ -106,11 +95,9 @@ class EngineLoop:
             while True:
                 try:
                     async with asyncio.timeout(beat_s):
-                        item = await stream.chunks.get()
+                        item = await stream.take(self._every_s())
                 except TimeoutError:
                     item = NOTHING
-                if isinstance(item, Exception):
-                    raise item
                 yield item
                 if item.finish_reason is not None:
                     return
@@ -139,6 +126,10 @@ class EngineLoop:
         """What has been learnt of the drafter; may be read from any thread."""
         return self._engine.controller.calibration_counts()
 
+    def _every_s(self) -> float:
+        """Between two chunks of a stream."""
+        return min(LONGEST_S, len(self._streams) / self._chunks_per_s)
+
     def _call(self, action: Callable[[], T]) -> Future[T]:
         """Run `action` in the engine's thread."""
         future: Future[T] = Future()
@@ -163,12 +154,12 @@ class EngineLoop:
         return future
 
     def _add(
-        self, request: GenerateRequest, features: Seq[NDArray[np.float32]], stream: _Stream
+        self, request: GenerateRequest, features: Seq[NDArray[np.float32]], stream: ChunkStream
     ) -> None:
         stream.sequence = self._engine.add(request, features)
         self._streams[stream.sequence.id] = stream
 
-    def _abort(self, stream: _Stream) -> None:
+    def _abort(self, stream: ChunkStream) -> None:
         if stream.sequence is not None:
             self._streams.pop(stream.sequence.id, None)
             self._engine.abort(stream.sequence)

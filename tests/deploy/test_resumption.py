@@ -26,7 +26,7 @@ def test_a_request_without_a_seed_is_a_mistake() -> None:
 def test_the_second_replica_goes_on_where_the_first_stopped() -> None:
     resumption = Resumption(request_of(seed=5))
     resumption.request()
-    resumption.take(TokenChunk(token_ids=(7, 8), num_accepted=1))
+    resumption.take(TokenChunk(token_ids=(7, 8), num_accepted=1, num_steps=2))
     resumption.take(TokenChunk(token_ids=(9,)))
     second = resumption.request()
     assert second.token_ids == (1, 2, 3, 7, 8, 9)
@@ -41,5 +41,5 @@ def test_the_second_replica_goes_on_where_the_first_stopped() -> None:
     )
     last = resumption.take(TokenChunk(token_ids=(5, 6), finish_reason="stop", stats=stats))
     assert last.stats == RequestStats(
-        prompt_tokens=3, completion_tokens=6, target_steps=4, accepted_tokens=2, verify_ms=2.0
+        prompt_tokens=3, completion_tokens=6, target_steps=5, accepted_tokens=2, verify_ms=2.0
     )

@@ -191,3 +191,19 @@ async def test_a_step_that_raises_ends_the_streams_and_is_seen_to(
     assert not loop.is_healthy()
     with pytest.raises(ServerError, match="not running"):
         await collect(stream(loop, llava_cases[0]))
+
+
+async def test_where_chunks_are_dear_steps_share_them(
+    engine: Engine, llava_cases: list[Case]
+) -> None:
+    loop = EngineLoop(engine, chunks_per_s=1e-3)
+    loop.start()
+    try:
+        chunks = await asyncio.wait_for(collect(stream(loop, llava_cases[0])), TIMEOUT_S)
+    finally:
+        loop.stop()
+    assert tuple(token for one in chunks for token in one.token_ids) == llava_cases[0].answer
+    stats = chunks[-1].stats
+    assert stats is not None
+    assert sum(one.num_steps for one in chunks) > len(chunks)
+    assert sum(one.num_accepted for one in chunks) == stats.accepted_tokens
