@@ -180,7 +180,7 @@ def test_a_client_that_does_not_wait_for_its_whole_answer_frees_its_blocks(app: 
     begun = time.monotonic()
     app.wait_until_idle()
     # As below.
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 6
 
 
 def test_cancelling_a_handle_frees_its_blocks_at_once(app: ServedApp) -> None:
@@ -192,7 +192,7 @@ def test_cancelling_a_handle_frees_its_blocks_at_once(app: ServedApp) -> None:
     begun = time.monotonic()
     app.wait_until_idle()
     # The whole answer would take ten seconds and more.
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 6
 
 
 def test_status_and_health(app: ServedApp) -> None:

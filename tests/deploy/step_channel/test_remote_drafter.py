@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 
 import numpy as np
@@ -118,11 +117,11 @@ def test_a_late_answer_breaks_the_connection(
     serving: server.DrafterServer, drafter: CountingDrafter, path: Path
 ) -> None:
     remote = RemoteDrafter(SECRET, unix_path=path, propose_timeout_s=0.05)
-    drafter.delay_s = 0.3
-    begun = time.monotonic()
+    drafter.delay_s = 2.0
     with pytest.raises(DrafterUnavailable):
         remote.propose(batch_of(draft_input(1, 0, [1])))
-    assert time.monotonic() - begun < 0.25
+    # It is still at it, and nobody waits.
+    assert not drafter.held
     assert not remote.is_connected
     with pytest.raises(DrafterUnavailable):
         remote.propose(batch_of(draft_input(1, 0, [1])))
@@ -132,12 +131,11 @@ def test_a_late_answer_breaks_the_connection(
 def test_a_dead_server_is_noticed_at_once(drafter: CountingDrafter, path: Path) -> None:
     serving = server.DrafterServer(drafter, SECRET, unix_path=path)
     serving.start()
-    remote = RemoteDrafter(SECRET, unix_path=path)
+    # Whoever waited for an answer would wait for longer than any test may take.
+    remote = RemoteDrafter(SECRET, unix_path=path, propose_timeout_s=3600.0)
     serving.stop()
-    begun = time.monotonic()
     with pytest.raises(DrafterUnavailable):
         remote.propose(batch_of(draft_input(1, 0, [1])))
-    assert time.monotonic() - begun < 0.5
     with pytest.raises(DrafterUnavailable):
         RemoteDrafter(SECRET, unix_path=path)
 
