@@ -50,8 +50,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Sequences queued at one replica before it answers 429."""
     max_events_per_s: Annotated[float, msgspec.Meta(gt=0.0)] = 250.0
     """Events of all streams of one replica; where there would be more, one event tells of several
-    steps, but there is one every 0.1 s. An event costs the processors about 1.2 ms on its way
-    (`smart_serve/bench/results/cpu-2-cores-through-ray.json`)."""
+    steps, but there is one every 0.1 s. On its way an event costs the processors a millisecond or
+    more (`smart_serve/bench/results/cpu-2-cores-through-ray.json` has what tokens cost)."""
     request_timeout_s: float = 600.0
     """From arrival to the last token."""
     max_resumptions: int = 3
