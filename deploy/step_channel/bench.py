@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from deploy.node import use_threads
 from deploy.step_channel.client import RemoteDrafter
 from deploy.step_channel.handshake import new_nonce
 from deploy.step_channel.server import DrafterServer
@@ -41,9 +42,16 @@ class ChainDrafter:
     def __init__(self, hidden_size: int, depth: int) -> None:
         self.info = DrafterInfo("chain", "hidden", hidden_size, (), Curve((1.0,), (0.0,)))
         self._depth = depth
+        self._answers: dict[int, Proposal] = {}
 
     def propose(self, batch: DraftBatch) -> Proposal:
-        trees, depth = len(batch.inputs), self._depth
+        trees = len(batch.inputs)
+        if trees not in self._answers:
+            self._answers[trees] = self._chains(trees)
+        return self._answers[trees]
+
+    def _chains(self, trees: int) -> Proposal:
+        depth = self._depth
         rows = np.tile(np.arange(depth, dtype=np.int64), trees)
         ones = np.ones(trees * depth)
         offsets = np.arange(trees + 1, dtype=np.int64) * depth
@@ -61,8 +69,9 @@ def step_batch(num_sequences: int, tokens_each: int, hidden_size: int) -> DraftB
     """A decode step's request in bfloat16."""
     growth = GrowthPlan(policy="smart", max_nodes=512, max_depth=8, top_k=10)
     tokens = np.arange(tokens_each, dtype=np.int64)
-    vectors = torch.ones(tokens_each, hidden_size, dtype=torch.bfloat16)
-    inputs = (DraftInput(i, 0, tokens, vectors) for i in range(num_sequences))
+    vectors = torch.ones(num_sequences * tokens_each, hidden_size, dtype=torch.bfloat16)
+    parts = enumerate(vectors.split(tokens_each))
+    inputs = (DraftInput(i, 0, tokens, part) for i, part in parts)
     return DraftBatch(tuple(inputs), growth)
 
 
@@ -103,6 +112,7 @@ def handle_median_ms(rounds: int) -> float:
 
 def serve(secret: bytes, hidden_size: int, path: Path, told: Connection) -> None:
     """A drafter's process: tells its port, and ends when it is told to."""
+    use_threads(None)
     drafter = ChainDrafter(hidden_size, depth=5)
     server = DrafterServer(drafter, secret, unix_path=path, tcp_host="127.0.0.1")
     server.start()
@@ -134,6 +144,7 @@ def main() -> None:
     parser.add_argument("--handle", action="store_true", help="compare with a call through Serve")
     options = parser.parse_args()
     secret = new_nonce()
+    use_threads(None)  # as in a replica
     with served(secret, options.hidden_size) as (path, port):
         for name, remote in (
             ("unix", RemoteDrafter(secret, unix_path=path)),

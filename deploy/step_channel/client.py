@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deploy.step_channel.convert import batch_to_message, message_to_proposal
 from deploy.step_channel.errors import ChannelError, ProtocolError
-from deploy.step_channel.frames import MAX_FRAME_BYTES, encode_frame, server_frames
+from deploy.step_channel.frames import MAX_FRAME_BYTES, Frame, encode_frame, server_frames
 from deploy.step_channel.handshake import check_secret, new_nonce, proof, proof_holds
 from deploy.step_channel.messages import (
     PROTOCOL_VERSION,
@@ -27,7 +27,7 @@ from deploy.step_channel.messages import (
     ServerMessage,
     Welcome,
 )
-from deploy.step_channel.sockets import connect
+from deploy.step_channel.sockets import connect, send_all
 from smart_serve.drafters.protocol import DraftBatch, DrafterInfo, DrafterUnavailable, Proposal
 
 logger = logging.getLogger(__name__)
@@ -98,14 +98,14 @@ class RemoteDrafter:
         """Sends the question; what is returned waits for its answer. Both raise
         `DrafterUnavailable`. An answer that was not waited for by the next question is lost."""
         number = next(self._numbers)
-        request = batch_to_message(number, batch, self._info)
+        question, arrays = batch_to_message(number, batch, self._info)
         asked_at = time.monotonic()
         deadline = asked_at + self._propose_timeout_s
         try:
             if self._unread is not None:
                 # Before it has been taken, the drafter listens to nothing else.
                 self._read_answer(self._unread, deadline)
-            self._send(request, deadline)
+            self._send(question, deadline, arrays)
         except (ChannelError, OSError) as error:
             raise self._broken(error) from error
         self._unread = number
@@ -131,12 +131,12 @@ class RemoteDrafter:
             self._wire_ms += (1 - _WIRE_DECAY) * (overhead_ms - self._wire_ms)
         return proposal
 
-    def _read_answer(self, number: int, deadline: float) -> Failed | Proposed:
-        answer = self._receive(deadline)
+    def _read_answer(self, number: int, deadline: float) -> Failed | Frame[Proposed]:
+        answer, raw = self._receive(deadline)
         if not isinstance(answer, Failed | Proposed) or answer.number != number:
             raise ProtocolError("an answer to another question")
         self._unread = None
-        return answer
+        return answer if isinstance(answer, Failed) else Frame(answer, raw)
 
     def close(self, sequence_ids: Sequence[int]) -> None:
         """Forget sequences. On a broken connection there is nothing to forget."""
@@ -153,7 +153,7 @@ class RemoteDrafter:
 
     def _shake_hands(self, secret: bytes) -> DrafterInfo:
         deadline = time.monotonic() + HANDSHAKE_S
-        challenge = self._receive(deadline)
+        challenge, _ = self._receive(deadline)
         if not isinstance(challenge, Challenge):
             raise ProtocolError("the drafter does not begin with a challenge")
         if challenge.version != PROTOCOL_VERSION:
@@ -161,7 +161,7 @@ class RemoteDrafter:
         nonce = new_nonce()
         mac = proof(secret, "client", challenge.nonce, nonce)
         self._send(Answer(PROTOCOL_VERSION, nonce, mac), deadline)
-        welcome = self._receive(deadline)
+        welcome, _ = self._receive(deadline)
         if isinstance(welcome, Refusal):
             raise ProtocolError(f"the drafter refused: {welcome.reason}")
         if not isinstance(welcome, Welcome):
@@ -181,24 +181,26 @@ class RemoteDrafter:
         deadline = begun + HANDSHAKE_S
         number = next(self._numbers)
         self._send(Ping(number), deadline)
-        if self._receive(deadline) != Pong(number):
+        if self._receive(deadline).message != Pong(number):
             raise ProtocolError("a ping that was not answered")
         return (time.monotonic() - begun) * 1e3
 
-    def _send(self, message: ClientMessage, deadline: float) -> None:
+    def _send(
+        self, message: ClientMessage, deadline: float, arrays: Sequence[memoryview] = ()
+    ) -> None:
         if not self.is_connected:
             raise ChannelError("the connection to the drafter is closed")
         self._peer.settimeout(_remaining(deadline))
-        self._peer.sendall(encode_frame(message))
+        send_all(self._peer, encode_frame(message, arrays))
 
-    def _receive(self, deadline: float) -> ServerMessage:
+    def _receive(self, deadline: float) -> Frame[ServerMessage]:
         if not self.is_connected:
             raise ChannelError("the connection to the drafter is closed")
         while True:
             self._peer.settimeout(_remaining(deadline))
-            message = self._reader.read(self._peer)
-            if message is not None:
-                return message
+            frame = self._reader.read(self._peer)
+            if frame is not None:
+                return frame
 
     def _broken(self, error: Exception) -> DrafterUnavailable:
         # The answer may still be under way: this connection can never be trusted to be in step.

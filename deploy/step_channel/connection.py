@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import socket
 import time
+from collections.abc import Sequence
 
 from deploy.step_channel.errors import ProtocolError
-from deploy.step_channel.frames import MAX_FRAME_BYTES, client_frames, encode_frame
+from deploy.step_channel.frames import MAX_FRAME_BYTES, Frame, client_frames, encode_frame
 from deploy.step_channel.handshake import new_nonce, proof, proof_holds
 from deploy.step_channel.messages import (
     PROTOCOL_VERSION,
@@ -49,26 +50,27 @@ class Connection:
     def greet(self) -> None:
         self.send(Challenge(PROTOCOL_VERSION, self._nonce))
 
-    def receive(self) -> ClientMessage | None:
-        """The next whole message, or None if it is not here yet. Raises `ChannelError`, OSError."""
+    def receive(self) -> Frame[ClientMessage] | None:
+        """The next whole frame, or None if it is not here yet. Raises `ChannelError`, OSError."""
         while True:
             try:
-                message = self._reader.read(self.peer)
+                frame = self._reader.read(self.peer)
             except BlockingIOError:
                 return None
-            if message is not None:
-                return message
+            if frame is not None:
+                return frame
 
     @property
     def owes(self) -> bool:
         """The peer has not taken all of its answers yet; it is not listened to before it has."""
         return bool(self._outbox)
 
-    def send(self, message: ServerMessage) -> None:
+    def send(self, message: ServerMessage, arrays: Sequence[memoryview] = ()) -> None:
         """What the peer does not take at once is kept for `flush`. Raises `ChannelError`,
         OSError."""
         self._taken_at = time.monotonic()
-        self._outbox += encode_frame(message)
+        for piece in encode_frame(message, arrays):
+            self._outbox += piece
         self.flush()
 
     def flush(self) -> None:

@@ -1,13 +1,19 @@
-"""Frames: four bytes of length, then one msgpack message."""
+"""Frames: two lengths, one msgpack message, and its arrays as they are in memory.
+
+bytes of the message, bytes of the arrays (4 each) | message | up to 8 aligned | arrays
+"""
 
 from __future__ import annotations
 
 import socket
 import struct
 import time
-from typing import Generic, TypeVar
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from deploy.step_channel.errors import PeerClosedError, ProtocolError
 from deploy.step_channel.messages import ClientMessage, ServerMessage
@@ -17,21 +23,35 @@ MAX_FRAME_BYTES = 256 * 2**20
 MAX_HANDSHAKE_BYTES = 16 * 2**10
 """Of a peer that has not proved itself."""
 
-_PREFIX = struct.Struct("<I")
+_PREFIX = struct.Struct("<II")
+_ALIGNMENT = 8
 _ENCODER = msgspec.msgpack.Encoder()
 
 M = TypeVar("M", bound=ClientMessage | ServerMessage)
+Buffer = bytearray | memoryview
 
 
-def encode_frame(message: ClientMessage | ServerMessage) -> bytearray:
-    """The whole frame. Raises `ProtocolError` above `MAX_FRAME_BYTES`."""
-    frame = bytearray(_PREFIX.size)
-    _ENCODER.encode_into(message, frame, _PREFIX.size)
-    body_bytes = len(frame) - _PREFIX.size
-    if body_bytes > MAX_FRAME_BYTES:
-        raise ProtocolError(f"a frame of {body_bytes} bytes is too large")
-    _PREFIX.pack_into(frame, 0, body_bytes)
-    return frame
+class Frame(NamedTuple, Generic[M]):
+    message: M
+    raw: NDArray[np.uint8]
+    """Its arrays; see `RawReader`."""
+
+
+def encode_frame(
+    message: ClientMessage | ServerMessage, arrays: Sequence[memoryview] = ()
+) -> list[Buffer]:
+    """The whole frame, in the pieces to send one after the other: the arrays are not copied.
+
+    Raises `ProtocolError` above `MAX_FRAME_BYTES`.
+    """
+    head = bytearray(_PREFIX.size)
+    _ENCODER.encode_into(message, head, _PREFIX.size)
+    message_bytes, raw_bytes = len(head) - _PREFIX.size, sum(one.nbytes for one in arrays)
+    if message_bytes + raw_bytes > MAX_FRAME_BYTES:
+        raise ProtocolError(f"a frame of {message_bytes + raw_bytes} bytes is too large")
+    _PREFIX.pack_into(head, 0, message_bytes, raw_bytes)
+    head.extend(bytes(-message_bytes % _ALIGNMENT))
+    return [head, *arrays]
 
 
 class FrameReader(Generic[M]):
@@ -40,42 +60,50 @@ class FrameReader(Generic[M]):
     def __init__(self, decoder: msgspec.msgpack.Decoder[M], limit_bytes: int) -> None:
         self._decoder = decoder
         self.limit_bytes = limit_bytes
-        self._prefix = bytearray(_PREFIX.size)
-        self._body: bytearray | None = None
-        self._filled = 0
+        self._prefix = memoryview(bytearray(_PREFIX.size))
+        self._rest: NDArray[np.uint8] | None = None
+        """All behind the prefix; in memory of its own, for the arrays go on living in it."""
+        self._target = self._prefix
+        """What is to be filled next."""
         self.begun_at: float | None = None
         """Clock (`time.monotonic`) of the unfinished frame's first byte."""
 
-    def read(self, peer: socket.socket) -> M | None:
-        """One `recv`; the message once its last byte is here, else None.
+    def read(self, peer: socket.socket) -> Frame[M] | None:
+        """One `recv`; the frame once its last byte is here, else None.
 
         Raises `PeerClosedError`, `ProtocolError` (oversized or unreadable), and what the socket
         raises.
         """
-        target = self._prefix if self._body is None else self._body
-        if self._filled < len(target):
-            received = peer.recv_into(memoryview(target)[self._filled :])
+        if self._target:
+            received = peer.recv_into(self._target)
             if received == 0:
                 raise PeerClosedError("the peer closed the connection")
             self.begun_at = self.begun_at or time.monotonic()
-            self._filled += received
-        if self._filled < len(target):
+            self._target = self._target[received:]
+        if self._target:
             return None
-        self._filled = 0
-        if self._body is None:
-            self._body = self._new_body()
+        if self._rest is None:
+            self._rest = self._new_rest()
+            self._target = self._rest.data
             return None
-        body, self._body, self.begun_at = self._body, None, None
+        rest, self._rest, self._target, self.begun_at = self._rest, None, self._prefix, None
+        return self._frame(rest)
+
+    def _new_rest(self) -> NDArray[np.uint8]:
+        message_bytes, raw_bytes = _PREFIX.unpack(self._prefix)
+        if message_bytes + raw_bytes > self.limit_bytes:
+            raise ProtocolError(
+                f"a frame of {message_bytes + raw_bytes} bytes where {self.limit_bytes} may come"
+            )
+        return np.empty(message_bytes + -message_bytes % _ALIGNMENT + raw_bytes, np.uint8)
+
+    def _frame(self, rest: NDArray[np.uint8]) -> Frame[M]:
+        message_bytes, raw_bytes = _PREFIX.unpack(self._prefix)
         try:
-            return self._decoder.decode(body)
+            message = self._decoder.decode(rest.data[:message_bytes])
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise ProtocolError(f"unreadable frame: {error}") from error
-
-    def _new_body(self) -> bytearray:
-        (body_bytes,) = _PREFIX.unpack(self._prefix)
-        if body_bytes > self.limit_bytes:
-            raise ProtocolError(f"a frame of {body_bytes} bytes where {self.limit_bytes} may come")
-        return bytearray(body_bytes)
+        return Frame(message, rest[len(rest) - raw_bytes :])
 
 
 def client_frames() -> FrameReader[ClientMessage]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
-from deploy.step_channel.arrays import WireArray
 from smart_serve.drafters.protocol import VectorKind
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.plan import GrowthPlan
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 7
+
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Challenge(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -55,53 +58,51 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Propose(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """One step's `DraftBatch`, its B inputs laid end to end."""
+    """One step's `DraftBatch`, its B inputs laid end to end. Arrays:
+
+    - token ids, [N] int64
+    - positions, [3, N] int64, if `has_positions`
+    - vectors, [R, `Welcome.vector_size`] of `vector_dtype`
+    """
 
     number: int
-    sequence_ids: WireArray
-    """[B] int64; each connection has its own name space."""
-    starts: WireArray
-    """[B] int64"""
-    counts: WireArray
-    """[B] int64, tokens of each input; they sum to N."""
-    token_ids: WireArray
-    """[N] int64"""
-    vector_counts: WireArray
-    """[B] int64, vectors of each input; they sum to R."""
-    vectors: WireArray | None
-    """[R, vector_size]; None when R is 0."""
+    sequence_ids: tuple[Natural, ...]
+    """[B]; each connection has its own name space."""
+    starts: tuple[Natural, ...]
+    """[B]"""
+    counts: tuple[Natural, ...]
+    """[B], tokens of each input; they sum to N."""
+    vector_counts: tuple[Natural, ...]
+    """[B], vectors of each input; they sum to R. Empty where the drafter wants none."""
+    vector_dtype: str | None
+    """None when R is 0."""
     growth: GrowthPlan
-    positions: WireArray | None = None
-    """[3, N] int64, of targets with M-RoPE."""
+    has_positions: bool = False
+    """Of targets with M-RoPE."""
     trace_parents: tuple[tuple[int, str], ...] = ()
     """Of inputs that open a traced sequence: their index, and `DraftInput.trace_parent`."""
 
 
-class Laws(msgspec.Struct, frozen=True, array_like=True):
-    """`DraftLaws`, column by column."""
+class Trees(msgspec.Struct, frozen=True, array_like=True):
+    """A `Forest`, whose columns are arrays in the order of its fields."""
 
-    trees: WireArray
-    rows: WireArray
-    token_ids: WireArray
-    probs: WireArray
-    draw_trees: WireArray
-    draw_rows: WireArray
+    num_trees: Natural
+    num_nodes: Natural
+
+
+class Laws(msgspec.Struct, frozen=True, array_like=True):
+    """`DraftLaws`, whose columns are arrays in the order of its fields."""
+
+    num_rows: Natural
+    num_tokens: Natural
+    """Of each row."""
+    num_draws: Natural
     with_replacement: bool
 
 
-class Trees(msgspec.Struct, frozen=True, array_like=True):
-    """`Forest`, column by column."""
-
-    offsets: WireArray
-    token_ids: WireArray
-    parents: WireArray
-    depths: WireArray
-    confidences: WireArray
-    path_probs: WireArray
-
-
 class Proposed(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The `Proposal` that answers `Propose` of the same number."""
+    """The `Proposal` that answers `Propose` of the same number. Arrays: those of `forest`, `laws`
+    and `considered`."""
 
     number: int
     forest: Trees

@@ -13,6 +13,7 @@ from pathlib import Path
 from deploy.step_channel.connection import Connection
 from deploy.step_channel.convert import message_to_batch, proposal_to_message
 from deploy.step_channel.errors import ChannelError, ProtocolError
+from deploy.step_channel.frames import Frame
 from deploy.step_channel.handshake import check_secret
 from deploy.step_channel.messages import (
     ClientMessage,
@@ -57,7 +58,7 @@ class DrafterServer:
         self._connections: dict[socket.socket, Connection] = {}
         self._ids = itertools.count()
         self._spans = DraftSpans()
-        self._asked: list[tuple[Connection, Propose]] = []
+        self._asked: list[tuple[Connection, Frame[Propose]]] = []
         """One question of a connection at most: its next message is read once this is answered."""
         self.totals = DraftTotals()
         self._selector = selectors.DefaultSelector()
@@ -135,11 +136,11 @@ class DrafterServer:
         try:
             if connection.owes:
                 connection.flush()
-            elif (message := connection.receive()) is not None:
+            elif (frame := connection.receive()) is not None:
                 if connection.is_open:
-                    self._serve(connection, message)
+                    self._serve(connection, frame)
                 else:
-                    connection.open(message)
+                    connection.open(frame.message)
         except (ChannelError, OSError) as error:
             self._drop(connection, error)
             return
@@ -151,10 +152,10 @@ class DrafterServer:
         if self._selector.get_key(connection.peer).events != wanted:
             self._selector.modify(connection.peer, wanted, connection)
 
-    def _serve(self, connection: Connection, message: ClientMessage) -> None:
-        match message:
-            case Propose():
-                self._asked.append((connection, message))
+    def _serve(self, connection: Connection, frame: Frame[ClientMessage]) -> None:
+        match frame.message:
+            case Propose() as question:
+                self._asked.append((connection, Frame(question, frame.raw)))
             case Ping(number):
                 connection.send(Pong(number))
             case Close(sequence_ids):
@@ -183,26 +184,25 @@ class DrafterServer:
         for question in waiting.values():
             self._answer(question, DrafterUnavailable("the drafter failed"))
 
-    def _question(self, asked: tuple[Connection, Propose]) -> Question | None:
-        connection, message = asked
+    def _question(self, asked: tuple[Connection, Frame[Propose]]) -> Question | None:
+        connection, frame = asked
         try:
-            batch = message_to_batch(
-                message, self._info, lambda one: connection.name(one, self._ids)
-            )
+            batch = message_to_batch(frame, self._info, lambda one: connection.name(one, self._ids))
         except ChannelError as error:
             self._drop(connection, error)
             return None
-        return Question(connection, message.number, batch)
+        return Question(connection, frame.message.number, batch)
 
     def _answer(self, question: Question, outcome: Outcome) -> None:
         message: Failed | Proposed
+        arrays: list[memoryview] = []
         if isinstance(outcome, DrafterUnavailable):
             message = Failed(question.number, outcome.message)
         else:
             self._spans.add(question.batch, outcome)
-            message = proposal_to_message(question.number, outcome)
+            message, arrays = proposal_to_message(question.number, outcome)
         try:
-            question.connection.send(message)
+            question.connection.send(message, arrays)
         except (ChannelError, OSError) as error:
             self._drop(question.connection, error)
         else:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 _BACKLOG = 64
+FRAME_ROOM_BYTES = 4 * 2**20
+"""Of a Unix socket, as far as the system allows: by default it holds some 200 KiB, and a step's
+frame crosses it in pieces for which both ends wake each other."""
 
 
 def listen_unix(path: Path) -> socket.socket:
@@ -30,6 +34,7 @@ def connect(
     """The Unix socket if one is named, else TCP. Raises OSError."""
     if unix_path is not None:
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        make_prompt(peer)
         peer.settimeout(timeout_s)
         try:
             peer.connect(str(unix_path))
@@ -45,8 +50,10 @@ def connect(
 
 
 def make_prompt(peer: socket.socket) -> None:
-    """No waiting for fuller packets; a peer whose machine vanished is noticed in half a minute."""
+    """Room for whole frames; no waiting for fuller packets; a peer whose machine vanished is
+    noticed in half a minute."""
     if peer.family == socket.AF_UNIX:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, FRAME_ROOM_BYTES)
         return
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -54,3 +61,15 @@ def make_prompt(peer: socket.socket) -> None:
         number = getattr(socket, option, None)  # not on every system
         if number is not None:
             peer.setsockopt(socket.IPPROTO_TCP, number, value)
+
+
+def send_all(peer: socket.socket, pieces: Sequence[bytearray | memoryview]) -> None:
+    """One after the other, from where they are, within the socket's timeout for each part that the
+    peer takes. Raises OSError."""
+    left = [memoryview(one).cast("B") for one in pieces if len(one)]
+    while left:
+        sent = peer.sendmsg(left)
+        while left and sent >= len(left[0]):
+            sent -= len(left.pop(0))
+        if sent:
+            left[0] = left[0][sent:]

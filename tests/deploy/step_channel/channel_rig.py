@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import socket
-import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 
-from deploy.step_channel.frames import encode_frame
+from deploy.step_channel.frames import encode_frame, server_frames
 from deploy.step_channel.handshake import new_nonce, proof
 from deploy.step_channel.messages import (
     PROTOCOL_VERSION,
     Answer,
     Challenge,
-    Failed,
-    Pong,
-    Refusal,
+    ClientMessage,
     Welcome,
 )
+from deploy.step_channel.sockets import send_all
 from smart_serve.drafters.protocol import (
     DraftBatch,
     DraftInput,
@@ -56,20 +53,22 @@ class RawPeer:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(5)
         self.socket.connect(str(path))
+        self._reader = server_frames()
         self.challenge = self.read()
 
     def read(self) -> object:
-        prefix = self.socket.recv(4, socket.MSG_WAITALL)
-        if len(prefix) < 4:
-            return None
-        body = self.socket.recv(struct.unpack("<I", prefix)[0], socket.MSG_WAITALL)
-        return msgspec.msgpack.decode(body, type=Challenge | Welcome | Pong | Failed | Refusal)
+        while (frame := self._reader.read(self.socket)) is None:
+            pass
+        return frame.message
+
+    def say(self, message: ClientMessage, *arrays: memoryview) -> None:
+        send_all(self.socket, encode_frame(message, arrays))
 
     def enter(self) -> RawPeer:
         assert isinstance(self.challenge, Challenge)
         nonce = new_nonce()
         mac = proof(SECRET, "client", self.challenge.nonce, nonce)
-        self.socket.sendall(encode_frame(Answer(PROTOCOL_VERSION, nonce, mac)))
+        self.say(Answer(PROTOCOL_VERSION, nonce, mac))
         assert isinstance(self.read(), Welcome)
         return self
 

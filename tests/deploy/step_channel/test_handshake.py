@@ -22,9 +22,8 @@ from deploy.step_channel.messages import (
     Refusal,
     Welcome,
 )
-from smart_serve.drafters.protocol import (
-    DrafterUnavailable,
-)
+from deploy.step_channel.sockets import send_all
+from smart_serve.drafters.protocol import DrafterUnavailable
 
 
 def test_wrong_secret_is_refused(serving: server.DrafterServer, path: Path) -> None:
@@ -42,7 +41,7 @@ def test_a_guessable_secret_is_refused(path: Path) -> None:
 
 def test_wrong_version_is_refused(serving: server.DrafterServer, path: Path) -> None:
     peer = RawPeer(path)
-    peer.socket.sendall(encode_frame(Answer(PROTOCOL_VERSION + 1, new_nonce(), b"")))
+    peer.say(Answer(PROTOCOL_VERSION + 1, new_nonce(), b""))
     answer = peer.read()
     assert isinstance(answer, Refusal)
     assert f"version {PROTOCOL_VERSION}" in answer.reason
@@ -59,7 +58,7 @@ def test_a_server_of_another_version_or_without_the_secret_is_left(path: Path) -
         def talk() -> None:
             peer, _ = listener.accept()
             for message in messages:
-                peer.sendall(encode_frame(message))
+                send_all(peer, encode_frame(message))
                 peer.recv(4096)
             peer.close()
 
@@ -83,7 +82,7 @@ def test_a_server_of_another_version_or_without_the_secret_is_left(path: Path) -
 
 def test_nothing_is_served_before_the_handshake(serving: server.DrafterServer, path: Path) -> None:
     peer = RawPeer(path)
-    peer.socket.sendall(encode_frame(Ping(1)))
+    peer.say(Ping(1))
     assert peer.is_hung_up()
 
 
@@ -92,5 +91,5 @@ def test_a_proof_cannot_be_reflected(serving: server.DrafterServer, path: Path) 
     assert isinstance(peer.challenge, Challenge)
     nonce = new_nonce()
     mac = proof(SECRET, "server", peer.challenge.nonce, nonce)
-    peer.socket.sendall(encode_frame(Answer(PROTOCOL_VERSION, nonce, mac)))
+    peer.say(Answer(PROTOCOL_VERSION, nonce, mac))
     assert isinstance(peer.read(), Refusal)

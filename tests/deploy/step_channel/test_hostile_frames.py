@@ -13,34 +13,33 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-import torch
 from channel_rig import GROWTH, SECRET, RawPeer, batch_of, draft_input, wait_for
 from counting_drafter import CountingDrafter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploy.step_channel import connection, server
-from deploy.step_channel.arrays import WireArray
 from deploy.step_channel.client import RemoteDrafter
 from deploy.step_channel.errors import ProtocolError
 from deploy.step_channel.frames import MAX_HANDSHAKE_BYTES, client_frames, encode_frame
-from deploy.step_channel.messages import (
-    Ping,
-    Pong,
-    Propose,
-)
+from deploy.step_channel.messages import ClientMessage, Ping, Pong, Propose, Proposed
 from smart_serve.drafters.protocol import DraftBatch, Proposal
 
 
+@pytest.mark.parametrize("of_message", [False, True])
 @pytest.mark.parametrize("is_open", [False, True])
 def test_an_oversized_frame_ends_the_connection(
-    serving: server.DrafterServer, remote: RemoteDrafter, path: Path, is_open: bool
+    serving: server.DrafterServer,
+    remote: RemoteDrafter,
+    path: Path,
+    is_open: bool,
+    of_message: bool,
 ) -> None:
     peer = RawPeer(path)
     if is_open:
         peer.enter()
     size = 2**32 - 1 if is_open else MAX_HANDSHAKE_BYTES + 1
-    peer.socket.sendall(struct.pack("<I", size))
+    peer.socket.sendall(struct.pack("<II", *(size, 0)[:: 1 if of_message else -1]))
     assert peer.is_hung_up()
     assert remote.propose(batch_of(draft_input(1, 0, [1]))).growth.forest.num_nodes > 0
 
@@ -50,7 +49,7 @@ def test_a_truncated_frame_is_dropped_at_its_deadline(
 ) -> None:
     monkeypatch.setattr(connection, "FRAME_S", 0.2)
     peer = RawPeer(path).enter()
-    peer.socket.sendall(encode_frame(Ping(1))[:-1])
+    peer.socket.sendall(whole(Ping(1))[:-1])
     assert peer.is_hung_up()
     silent = RawPeer(path)
     monkeypatch.setattr(connection, "HANDSHAKE_S", 0.2)
@@ -60,45 +59,61 @@ def test_a_truncated_frame_is_dropped_at_its_deadline(
 
 def test_a_frame_may_arrive_byte_by_byte(serving: server.DrafterServer, path: Path) -> None:
     peer = RawPeer(path).enter()
-    for byte in encode_frame(Ping(5)):
+    for byte in whole(Ping(5)):
         peer.socket.sendall(bytes([byte]))
         time.sleep(0.001)
     assert peer.read() == Pong(5)
 
 
+TOKENS, VECTORS = np.array([5, 6]), np.ones((2, 4), np.float32)
+GOOD = Propose(0, (1,), (0,), (2,), (2,), "float32", GROWTH)
+
+
 def test_contradictory_batches_end_the_connection(
     serving: server.DrafterServer, remote: RemoteDrafter, path: Path
 ) -> None:
-    def column(*values: int) -> WireArray:
-        return WireArray.from_numpy(np.array(values, np.int64))
-
-    vectors = WireArray.from_tensor(torch.ones(2, 4))
-    good = Propose(0, column(1), column(0), column(2), column(5, 6), column(2), vectors, GROWTH)
     changed = msgspec.structs.replace
-    both = column(1, 1)
-    twice = changed(good, starts=column(0, 0), counts=both, vector_counts=both)
+    twice = changed(GOOD, starts=(0, 0), counts=(1, 1), vector_counts=(1, 1))
     for bad in (
-        changed(good, counts=column(3)),
-        changed(good, counts=column(-1)),
-        changed(good, starts=column(-1)),
-        changed(good, starts=column(0, 1)),
-        changed(good, vectors=None),
-        changed(good, positions=column(5, 6)),
-        changed(good, positions=WireArray.from_numpy(np.zeros((3, 3), np.int64))),
-        changed(good, positions=WireArray.from_numpy(np.zeros((3, 2), np.float64))),
-        changed(twice, sequence_ids=column(1, 1)),
-        changed(good, vector_counts=column(1)),
-        changed(good, vector_counts=column(-1)),
-        changed(good, vector_counts=column(2, 0)),
-        changed(good, vectors=WireArray.from_tensor(torch.ones(2, 5))),
-        changed(good, token_ids=WireArray("int64", (2,), memoryview(b"1234"))),
-        changed(good, token_ids=WireArray("int64", (-2, -1), memoryview(b"1" * 16))),
-        changed(good, token_ids=WireArray("object", (2,), memoryview(b"1" * 16))),
+        changed(GOOD, counts=(3,)),
+        changed(GOOD, counts=(-1,)),
+        changed(GOOD, counts=(0,)),
+        changed(GOOD, counts=(2**63 - 1,)),
+        changed(GOOD, starts=(-1,)),
+        changed(GOOD, starts=(2**63,)),
+        changed(GOOD, starts=(0, 1)),
+        changed(GOOD, vector_dtype=None),
+        changed(GOOD, vector_dtype="bfloat16"),
+        changed(GOOD, vector_dtype="object"),
+        changed(GOOD, has_positions=True),
+        changed(twice, sequence_ids=(1, 1)),
+        changed(GOOD, vector_counts=(1,)),
+        changed(GOOD, vector_counts=(-1,)),
+        changed(GOOD, vector_counts=(2, 0)),
+        changed(GOOD, vector_counts=(3,)),
+        changed(GOOD, vector_counts=()),
     ):
         peer = RawPeer(path).enter()
-        peer.socket.sendall(encode_frame(bad))
+        peer.say(bad, TOKENS.data, VECTORS.data)
         assert peer.is_hung_up()
     assert remote.propose(batch_of(draft_input(1, 0, [1]))).growth.forest.num_nodes > 0
+
+
+@pytest.mark.parametrize("num_bytes", [0, 16, 47, 49, 56])
+def test_arrays_of_another_length_end_the_connection(
+    serving: server.DrafterServer, remote: RemoteDrafter, path: Path, num_bytes: int
+) -> None:
+    peer = RawPeer(path).enter()
+    peer.say(GOOD, memoryview(bytes(num_bytes)))
+    assert peer.is_hung_up()
+    # The control: as many bytes as they have.
+    peer = RawPeer(path).enter()
+    peer.say(GOOD, memoryview(bytes(48)))
+    assert isinstance(peer.read(), Proposed)
+
+
+def whole(message: ClientMessage, *arrays: memoryview) -> bytes:
+    return b"".join(encode_frame(message, arrays))
 
 
 class LongWinded(CountingDrafter):
@@ -139,15 +154,25 @@ def lasting() -> Iterator[tuple[server.DrafterServer, Path]]:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.binary(max_size=200), framed=st.booleans(), entered=st.booleans())
+@given(
+    data=st.binary(max_size=200),
+    framed=st.booleans(),
+    num_raw=st.integers(0, 200),
+    entered=st.booleans(),
+)
 def test_random_bytes_never_stop_the_server(
-    lasting: tuple[server.DrafterServer, Path], data: bytes, framed: bool, entered: bool
+    lasting: tuple[server.DrafterServer, Path],
+    data: bytes,
+    framed: bool,
+    num_raw: int,
+    entered: bool,
 ) -> None:
     serving, path = lasting
     peer = RawPeer(path)
     if entered:
         peer.enter()
-    peer.socket.sendall(struct.pack("<I", len(data)) + data if framed else data)
+    prefix = struct.pack("<II", len(data) - num_raw % (len(data) + 1), num_raw % (len(data) + 1))
+    peer.socket.sendall(prefix + data if framed else data)
     peer.socket.close()
     good = RemoteDrafter(SECRET, unix_path=path)
     good.disconnect()
@@ -160,10 +185,8 @@ def test_a_flipped_byte_never_stops_the_server(
     lasting: tuple[server.DrafterServer, Path], position: int, byte: int
 ) -> None:
     serving, path = lasting
-    column = WireArray.from_numpy(np.array([1], np.int64))
-    vectors = WireArray.from_tensor(torch.ones(1, 4))
-    frame = encode_frame(Propose(0, column, column, column, column, column, vectors, GROWTH))
-    frame[4 + position % (len(frame) - 4)] = byte
+    frame = bytearray(whole(GOOD, TOKENS.data, VECTORS.data))
+    frame[position % len(frame)] = byte
     peer = RawPeer(path).enter()
     peer.socket.sendall(frame)
     peer.socket.close()
@@ -174,7 +197,7 @@ def test_a_flipped_byte_never_stops_the_server(
 
 def test_reader_says_what_is_wrong() -> None:
     left, right = socket.socketpair()
-    left.sendall(struct.pack("<I", 3) + b"\xc1\xc1\xc1")
+    left.sendall(struct.pack("<II", 3, 0) + b"\xc1" * 8)
     reader = client_frames()
     assert reader.read(right) is None
     with pytest.raises(ProtocolError, match="unreadable"):

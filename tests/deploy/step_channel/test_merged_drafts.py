@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import msgspec.structs
@@ -18,7 +18,6 @@ from drafter_kinds import KINDS, inputs_for, name_of
 
 from deploy.step_channel.client import RemoteDrafter
 from deploy.step_channel.convert import batch_to_message
-from deploy.step_channel.frames import encode_frame
 from deploy.step_channel.server import DrafterServer
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.load import load_drafter
@@ -136,7 +135,7 @@ def blocking_batch(drafter: SharedDrafter, rng: np.random.Generator) -> DraftBat
 
 
 def two(item: DraftInput, plan: GrowthPlan) -> DraftBatch:
-    return DraftBatch((item, replace(item, sequence_id=1)), plan)
+    return DraftBatch((item, changed(item, sequence_id=1)), plan)
 
 
 def assert_same_trees(here: Proposal, there: Proposal) -> None:
@@ -208,7 +207,7 @@ def test_a_shallow_question_does_not_wait_for_a_deep_one(small_llava: Path, tmp_
     far = a_network(small_llava, tmp_path)
     rng = np.random.default_rng(2)
     shallow = blocking_batch(far, rng)
-    deep = DraftBatch((replace(inputs_for(far.info, rng, 0, 9), sequence_id=1),), PLAN)
+    deep = DraftBatch((changed(inputs_for(far.info, rng, 0, 9), sequence_id=1),), PLAN)
     ends = [(number, len(one.layer_ms)) for number, one in far.propose_together((deep, shallow))]
     assert ends == [(1, 1), (0, DEPTH)]
 
@@ -255,11 +254,11 @@ def test_a_bad_frame_or_a_dead_target_costs_the_others_nothing(
     shared = Shared(far, path, monkeypatch)
     batch = two(inputs_for(far.info, rng, 0, 9), PLAN)
     liar, (dead, alive) = RawPeer(path).enter(), shared.targets
-    frame = batch_to_message(0, batch, far.info)
+    question, arrays = batch_to_message(0, batch, far.info)
     with shared.gate.shut():
         blocked = shared.blocker.ask(blocking_batch(far, rng))
         shared.gate.wait_until_reached()
-        liar.socket.sendall(encode_frame(changed(frame, vectors=None)))
+        liar.say(changed(question, vector_dtype=None), *arrays)
         dead.ask(batch)
         dead.disconnect()
         answer = alive.ask(batch)

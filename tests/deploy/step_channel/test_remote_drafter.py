@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,12 @@ from counting_drafter import CountingDrafter, refuse
 from deploy.step_channel import server
 from deploy.step_channel.client import RemoteDrafter
 from deploy.step_channel.convert import batch_to_message, message_to_batch
+from deploy.step_channel.frames import MAX_FRAME_BYTES, Frame, client_frames, encode_frame
+from deploy.step_channel.messages import Propose
+from deploy.step_channel.sockets import send_all
 from smart_serve.drafters.protocol import (
+    DraftBatch,
+    DrafterInfo,
     DrafterUnavailable,
     DraftInput,
     Proposal,
@@ -76,12 +82,47 @@ def test_positions_travel_with_their_tokens() -> None:
         DraftInput(i, 0, part, None, np.stack([part, 10 + part, 20 + part]))
         for i, part in enumerate((tokens[:2], tokens[2:]))
     )
-    message = batch_to_message(0, batch_of(*sent), drafter.info)
-    received = message_to_batch(message, drafter.info, lambda one: one).inputs
+    received = across(batch_of(*sent), drafter.info).inputs
     for here, there in zip(sent, received, strict=True):
         assert np.array_equal(here.positions, there.positions)
-    plain = batch_to_message(0, batch_of(draft_input(1, 0, [1, 2])), drafter.info)
-    assert message_to_batch(plain, drafter.info, lambda one: one).inputs[0].positions is None
+    plain = across(batch_of(draft_input(1, 0, [1, 2])), drafter.info)
+    assert plain.inputs[0].positions is None
+
+
+def test_vectors_arrive_as_they_are_wherever_they_lie() -> None:
+    info, rows = CountingDrafter().info, torch.arange(48.0).reshape(12, 4)
+    one, two, three = rows[:6].split([2, 1, 3])
+    other = rows.clone()[2:5]
+    for parts in (
+        [one, two, three],  # as they lie in the target's memory
+        [one],
+        [three, two],
+        [two, two],
+        [one, three],
+        [two, other],
+        [rows[:4].t(), two],
+        [rows[::2], one],
+    ):
+        inputs = [DraftInput(i, 0, np.arange(len(part)), part) for i, part in enumerate(parts)]
+        received = across(batch_of(*inputs), info).inputs
+        for here, there in zip(inputs, received, strict=True):
+            assert here.vectors is not None
+            assert there.vectors is not None
+            assert torch.equal(here.vectors, there.vectors)
+
+
+def across(batch: DraftBatch, info: DrafterInfo) -> DraftBatch:
+    """As it arrives."""
+    message, arrays = batch_to_message(0, batch, info)
+    left, right = socket.socketpair()
+    with left, right:
+        send_all(left, encode_frame(message, arrays))
+        reader = client_frames()
+        reader.limit_bytes = MAX_FRAME_BYTES
+        while (frame := reader.read(right)) is None:
+            pass
+    assert isinstance(frame.message, Propose)
+    return message_to_batch(Frame(frame.message, frame.raw), info, lambda one: one)
 
 
 def test_measures_the_round_trip(remote: RemoteDrafter) -> None:
