@@ -87,11 +87,12 @@ class Prices:
         return Curve.monotone(self.layer_cost.x, y.tolist())
 
     def observe(self, seen: StepObservation) -> None:
-        """Correct the tables by one step."""
-        if seen.is_mostly_decoding:
+        """Correct the tables by one step: by those of its parts that had the processors to
+        themselves (see `speculation.overlap`)."""
+        if seen.is_mostly_decoding and seen.left_out == 0:
             table = self._costs.step_ms(seen.num_tokens, seen.batch, seen.context)
             self._verify_residuals.observe(seen.num_tokens, seen.verify_ms, table)
-        if self.layer_cost is not None:
+        if self.layer_cost is not None and seen.turnaround_ms is None:
             for rows, measured in zip(seen.layer_rows, seen.layer_ms, strict=True):
                 self._draft_residuals.observe(rows, measured, self.layer_cost(rows))
         if seen.turnaround_ms is not None:

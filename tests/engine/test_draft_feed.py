@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -59,7 +59,9 @@ class Recorder:
         self.seen.append(
             DraftBatch(
                 tuple(
-                    replace(item, vectors=None if item.vectors is None else item.vectors.clone())
+                    item
+                    if item.vectors is None
+                    else msgspec.structs.replace(item, vectors=item.vectors.clone())
                     for item in batch.inputs
                 ),
                 batch.growth,

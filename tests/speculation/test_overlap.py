@@ -33,7 +33,9 @@ def plan_for(batch: int, wire_ms: float, floor_ms: float, token_ms: float) -> Gr
     return plan_of(wire_ms=wire_ms, draft_layer=LAYER, verify_knots=(0, 512), verify_knot_ms=ends)
 
 
-def observed(batch: int = BATCH, nodes: int = 4, layers: int = 3) -> StepObservation:
+def observed(
+    batch: int = BATCH, nodes: int = 4, layers: int = 3, step_ms: float = 25.0
+) -> StepObservation:
     """A step of chains."""
     offsets = np.arange(batch + 1) * nodes
     rows = np.tile(np.arange(nodes), batch)
@@ -41,8 +43,13 @@ def observed(batch: int = BATCH, nodes: int = 4, layers: int = 3) -> StepObserva
     forest = Forest(offsets, rows, rows, rows + 1, sure, sure ** (rows + 1))
     return StepObservation(
         "smart", batch, 64.0, forest, np.ones(batch * nodes, np.bool_), Growth(forest, (), ()),
-        (batch, *[batch] * (layers - 1)), (0.5,) * layers, 20.0, 25.0,
+        (batch, *[batch] * (layers - 1)), (0.5,) * layers, 20.0, step_ms,
     )  # fmt: skip
+
+
+FAR = tuple(plan_for(batch, 18.0, 0.0, 0.5) for batch in (BATCH, BATCH // 2))
+FAR_MS, FAR_HALF_MS = 59.5, 20.0
+"""What steps of chains of four take there: 18 + 1.5 + 40, and max(18 + 1.5, 20)."""
 
 
 def gain_of(wire_ms: float, floor_ms: float, token_ms: float, batch: int = BATCH) -> float:
@@ -90,23 +97,21 @@ def test_it_does_not_pay_otherwise(wire_ms: float, floor_ms: float, token_ms: fl
 
 
 def test_nothing_is_decided_before_trees_are_known() -> None:
-    far = [plan_for(batch, 18.0, 0.0, 0.5) for batch in (16, 8)]
     overlap = Overlap()
     for _ in range(FIRST_STEPS - 1):
-        overlap.observe(observed())
-        assert overlap.gain(*far, 16) == 1.0
-    overlap.observe(observed())
-    assert overlap.gain(*far, 16) > 1.0
+        overlap.observe(observed(step_ms=FAR_MS))
+        assert overlap.gain(*FAR, BATCH) == 1.0
+    overlap.observe(observed(step_ms=FAR_MS))
+    assert overlap.gain(*FAR, BATCH) > 1.0
     overlap.reset()
-    assert overlap.gain(*far, 16) == 1.0
+    assert overlap.gain(*FAR, BATCH) == 1.0
 
 
 def test_it_looks_now_and_then_and_does_not_flap() -> None:
     overlap = Overlap()
     for _ in range(FIRST_STEPS):
         overlap.observe(observed())
-    far = [plan_for(batch, 18.0, 0.0, 0.5) for batch in (16, 8)]
-    gains = [overlap.gain(*far, 16) for _ in range(3 * LOOK_EVERY)]
+    gains = [overlap.gain(*FAR, BATCH) for _ in range(3 * LOOK_EVERY)]
     assert gains.count(1.0) == 3
     # Where it brings 2 %, what was done before is done again.
     near = next(
@@ -117,6 +122,50 @@ def test_it_looks_now_and_then_and_does_not_flap() -> None:
     assert overlap.gain(*near, 16) > 1.0
     assert overlap.gain(*_pair(0.0), 16) == 1.0
     assert overlap.gain(*near, 16) == 1.0
+
+
+def overlapped(step_ms: float) -> StepObservation:
+    half = BATCH // 2
+    return _took(observed(half, step_ms=step_ms), left_out=half, turnaround_ms=19.5)
+
+
+@pytest.mark.parametrize(("slower", "pays"), [(1.0, True), (1.3, True), (1.7, False)])
+def test_what_overlapped_steps_take_counts(slower: float, pays: bool) -> None:
+    """The schedule alone would give 59.5 / 40, whatever the steps take."""
+    overlap = Overlap()
+    for _ in range(FIRST_STEPS):
+        overlap.observe(observed(step_ms=FAR_MS))
+    assert overlap.gain(*FAR, BATCH) == pytest.approx(FAR_MS / (2 * FAR_HALF_MS), rel=0.01)
+    for _ in range(50):
+        overlap.observe(overlapped(slower * FAR_HALF_MS))
+    gain = overlap.gain(*FAR, BATCH)
+    assert (gain > 1.0) == pays
+    if pays:
+        assert gain == pytest.approx(FAR_MS / (2 * slower * FAR_HALF_MS), rel=0.02)
+        return
+    # It may have been a bad time: after a while it is tried again.
+    steps = next(n for n in range(2000) if overlap.gain(*FAR, BATCH) > 1.0)
+    assert steps > 100
+    # A machine on which everything is slower tells nothing about overlapping.
+    for _ in range(50):
+        overlap.observe(overlapped(slower * FAR_HALF_MS))
+        overlap.observe(observed(step_ms=slower * FAR_MS))
+    assert overlap.gain(*FAR, BATCH) > 1.2
+
+
+def test_steps_that_share_their_processors_do_not_move_the_prices() -> None:
+    controller = far_controller()
+    before = controller.prices.plain_step_ms(MANY, 64.0), controller.prices.draft_curve()
+    half = observed(MANY // 2, step_ms=90.0)
+    crowded = _took(half, left_out=MANY // 2, turnaround_ms=60.0, verify_ms=80.0)
+    slow = _took(crowded, layer_ms=(20.0,) * 3)
+    for _ in range(50):
+        controller.observe(slow)
+    assert (controller.prices.plain_step_ms(MANY, 64.0), controller.prices.draft_curve()) == before
+    # The control: the same step by itself.
+    for _ in range(50):
+        controller.observe(_took(slow, left_out=0, turnaround_ms=None))
+    assert controller.prices.plain_step_ms(MANY, 64.0) > 1.5 * before[0]
 
 
 def _pair(wire_ms: float) -> tuple[GrowthPlan, GrowthPlan]:

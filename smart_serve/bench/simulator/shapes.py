@@ -21,6 +21,8 @@ class ModelShape:
     vocab_size: int
     context: int
     """Committed tokens of a typical sequence: what `--context` is where it is not given."""
+    of_layers: int | None = None
+    """Of the model itself, where these are a sample of its layers."""
 
     @property
     def layer_params(self) -> int:
@@ -55,5 +57,11 @@ SHAPES = {
         ModelShape("llama-3.1-8b", 32, 4096, 32, 8, 14336, 128256, context=512),
         ModelShape("llava-1.5-7b", 32, 4096, 32, 32, 11008, 32064, context=704),
         ModelShape("llava-1.5-13b", 40, 5120, 40, 40, 13824, 32064, context=704),
+        # As a Llama: without M-RoPE, and without the biases of its projections.
+        ModelShape("qwen2-vl-7b", 28, 3584, 28, 4, 18944, 152064, context=704),
+        # As many as fit on one device beside a KV cache; the head is whole.
+        ModelShape(
+            "llama-3.3-70b-layer-sample", 8, 8192, 64, 8, 28672, 128256, context=512, of_layers=80
+        ),
     )
 }
