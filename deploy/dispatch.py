@@ -14,6 +14,7 @@ import ray
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from deploy.args import AppArgs
+from deploy.by_value import BY_VALUE_BYTES
 from deploy.failures import (
     RAY_FAILURES,
     REPLICA_LOST,
@@ -42,9 +43,6 @@ NODES_S = 5.0
 """Ray's own store answers in a few ms, or is restarting."""
 SILENCE_S = 10.0
 """Of a stream that has begun: its replica, or the node, is gone. Ten beats (`deploy.target`)."""
-BY_VALUE_BYTES = 2 * 2**20
-"""Larger requests go through Ray's object store, as Serve's messages hold 4 MiB; and so do their
-answers then, at several times the cost for each step."""
 LOOK_S = 10.0
 """How often is looked for pools without nodes."""
 
@@ -133,6 +131,16 @@ class Dispatcher:
             message = "the router does not answer"
             raise ServerError(message, code="unavailable", status=503) from None
         return self._view
+
+    async def last_view(self) -> ClusterView:
+        """The same, or, while the router does not answer, what it said last: requests are sent by
+        that too. Raises `ServerError` if it never said anything."""
+        try:
+            return await self.view()
+        except ServerError:
+            if not self._view.replicas:
+                raise
+            return self._view
 
     async def pools(self) -> dict[str, PoolState]:
         """How each pool stands. Raises `ServerError` when the router does not answer."""

@@ -39,6 +39,10 @@ class Cluster(Protocol):
         """Their last reports. Raises `ServerError` when there is no answer."""
         ...
 
+    async def last_view(self) -> ClusterView:
+        """The same as far as it is known. Raises `ServerError` when nothing is."""
+        ...
+
     async def pools(self) -> dict[str, PoolState]:
         """How each configured pool stands. Raises like `view`."""
         ...
@@ -114,7 +118,7 @@ class HttpApi:
         return json_reply(await self._service.detokenize(await self._body(request)))
 
     async def _health(self, request: Request, record: RequestRecord) -> Response:
-        pools = (await self._cluster.view()).pools()
+        pools = (await self._cluster.last_view()).pools()
         if not pools:
             raise ServerError("no target has reported yet", code="not_ready", status=503)
         replicas = {name: load.replicas for name, load in pools.items()}

@@ -65,11 +65,11 @@ class TargetReplica:
     ) -> None:
         self._pool = pool
         self._router = router
-        self._features = PictureFeatures(vision)
         self._device_type = accelerator_type()
         self._metrics = TargetMetrics(pool.name, self._device_type)
         use_threads(pool.num_threads)
         self._loop = await asyncio.to_thread(_start_engine, args, pool)
+        self._features = PictureFeatures(vision, self._loop.hidden_size)
         self._lease = _lease(drafters, secret, self._loop) if drafters is not None else None
         self._prefixes = RecentPrefixes()
         self._reporting = asyncio.create_task(self._report_for_ever())
@@ -111,7 +111,7 @@ class TargetReplica:
     async def _answer(
         self, request: GenerateRequest, images: Sequence[CheckedImage]
     ) -> AsyncGenerator[TokenChunk]:
-        encoding = asyncio.ensure_future(self._features.of(images, request.trace_parent))
+        encoding = asyncio.ensure_future(self._features.of(request, images))
         try:
             while not (await asyncio.wait([encoding], timeout=BEAT_S))[0]:
                 yield NOTHING
@@ -187,7 +187,7 @@ class TargetReplica:
     async def _export_for_ever(self) -> None:
         """Metrics; by itself, for they matter most while the router does not answer."""
         while True:
-            self._metrics.export(self._loop.load(), self._lease)
+            self._metrics.export(self._loop.load(), self._lease, self._features.num_kept)
             await asyncio.sleep(EXPORT_S)
 
     async def _tell(self, report: LoadReport) -> SpeculationPlan:

@@ -23,7 +23,7 @@ logger = logging.getLogger("ray.serve")
 
 
 class VisionEncoderReplica:
-    """The vision tower alone. Its answer travels by object reference to the target."""
+    """The vision tower alone. Its answer travels straight to the target."""
 
     def __init__(self, args: AppArgs) -> None:
         import torch  # only where it runs: the builder of the application imports this module too
@@ -59,6 +59,10 @@ class VisionEncoderReplica:
         """Hits, misses, entries and bytes of the feature cache."""
         stats = self._encoder.cache_stats()
         return {name: getattr(stats, name) for name in stats.__struct_fields__}
+
+    def check_health(self) -> None:
+        """Serve asks every few seconds, and Ray forgets a gauge that is not set again."""
+        self._export(0.0)
 
     def _export(self, encode_s: float) -> None:
         stats, to = self._encoder.cache_stats(), self._metrics

@@ -113,6 +113,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Pictures",
             "ops",
             ("{{device_type}} {{source}}", rate("pictures", "device_type, source")),
+            ("{{pool}} kept", rate("kept_pictures", "pool")),
         ),
         panel(
             "Waiting for features: seconds per second",

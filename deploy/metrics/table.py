@@ -53,6 +53,7 @@ METRICS: dict[Part, tuple[Metric, ...]] = {
         Metric("tokens", "counter", "tokens", "emitted"),
         Metric("prompt_tokens", "counter", "tokens", "prompts of ended sequences"),
         Metric("cached_tokens", "counter", "tokens", "of those, found in the prefix cache"),
+        Metric("kept_pictures", "counter", "1", "asked about, whose features were here already"),
         Metric(
             "draft_tokens",
             "counter",

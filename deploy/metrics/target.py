@@ -30,13 +30,14 @@ class TargetMetrics:
         """The router's envelope came."""
         self._plan, self._plan_came_s = plan, time.monotonic()
 
-    def export(self, load: EngineLoad, lease: DrafterLease | None) -> None:
+    def export(self, load: EngineLoad, lease: DrafterLease | None, kept_pictures: int) -> None:
         """`lease`: of a drafter elsewhere, where the application has one."""
         self._load(load)
         self._tokens(load.totals)
         self._times(load.totals)
         self._faults(load, lease)
         to = self._exporter
+        to.raise_to("kept_pictures", kept_pictures)
         to.set("plan_epoch", self._plan.epoch)
         to.set("plan_age_seconds", time.monotonic() - self._plan_came_s)
         to.set("plan_max_nodes", self._plan.max_nodes)

@@ -73,6 +73,11 @@ class EngineLoop:
     def max_context(self) -> int:
         return self._engine.max_context
 
+    @property
+    def hidden_size(self) -> int:
+        """Of the model, and so of a picture's features."""
+        return self._engine.model.hidden_size
+
     async def generate(
         self,
         request: GenerateRequest,

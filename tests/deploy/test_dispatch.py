@@ -39,6 +39,37 @@ def loads(**replicas: int) -> dict[str, PoolLoad]:
     return ClusterView(tuple(ReplicaView(one, 0.0) for one in reports)).pools()
 
 
+class AwayRouter:
+    """Answers with these, one after the other; with None not at all."""
+
+    def __init__(self, *views: ClusterView | None) -> None:
+        self._views = iter(views)
+        self.cluster = self
+
+    async def remote(self) -> ClusterView:
+        if (view := next(self._views)) is None:
+            raise TimeoutError
+        return view
+
+
+async def test_the_last_view_holds_while_the_router_is_away() -> None:
+    one, other = (ClusterView((ReplicaView(report(name, "fast"), 0.0),)) for name in "ab")
+    away: Any = AwayRouter(None, ClusterView(), None, one, None, None, other, None)
+    dispatcher = Dispatcher(AppArgs(), {}, away, IngressMetrics())
+    dispatcher.stop()
+    with pytest.raises(ServerError, match="does not answer"):
+        await dispatcher.last_view()
+    assert await dispatcher.last_view() == ClusterView()
+    with pytest.raises(ServerError, match="does not answer"):
+        await dispatcher.last_view()  # It has never told of a replica.
+    assert await dispatcher.last_view() == one
+    assert await dispatcher.last_view() == one
+    with pytest.raises(ServerError, match="does not answer"):
+        await dispatcher.view()  # the control
+    assert await dispatcher.last_view() == other
+    assert await dispatcher.last_view() == other
+
+
 def test_an_emptied_pool_is_left_for_one_that_serves() -> None:
     assert offers_without("fast", loads(fast=1, slow=1), OFFERS) == [SLOW]
 

@@ -15,6 +15,7 @@ import pytest
 from local_app import LocalSource, local_app, served
 from served_app import wait_for
 
+from deploy.routes import ROUTES, Route
 from smart_serve.bundled import EXAMPLE_PICTURE
 from smart_serve.client import chat_body, delta_text, stream_chat
 from smart_serve.errors import ServerError
@@ -135,6 +136,15 @@ def test_the_openapi_document_describes_what_is_sent(url: str) -> None:
     schema = document["components"]["schemas"]["ChatRequest"]
     jsonschema.validate(good, {**schema, "components": document["components"]})
     assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("route", [one for one in ROUTES if one.request], ids=lambda one: one.path)
+def test_the_documents_examples_are_answered(route: Route, url: str) -> None:
+    document = httpx.get(f"{url}/openapi.json").json()
+    operation = document["paths"][route.path][route.method.lower()]
+    example = operation["requestBody"]["content"]["application/json"]["example"]
+    response = httpx.post(url + route.path, json={**example, "model": MODEL}, timeout=60)
+    assert response.status_code == 200, response.text
 
 
 def test_a_full_server_answers_before_it_reads_the_body(source: LocalSource) -> None:

@@ -83,7 +83,7 @@ def test_the_values_are_sane(scraped: Scrape) -> None:
     assert 0 < scraped.sum("drafted_steps_total") <= scraped.sum("steps_total")
     assert scraped.sum("tree_depth_total") >= scraped.sum("drafted_steps_total")
     assert scraped.sum("cached_tokens_total") < scraped.sum("prompt_tokens_total")
-    assert scraped.sum("pictures_total", source="cached") >= 1
+    assert scraped.sum("kept_pictures_total") >= 1
     assert scraped.sum("pictures_total", source="encoded") >= 1
     assert scraped.sum("http_requests_total", route="/v1/chat/completions", status="200") >= 2
     assert scraped.sum("http_requests_total", status="404") >= 1

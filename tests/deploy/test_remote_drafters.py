@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from drafter_kinds import KINDS, inputs_for, name_of
@@ -36,7 +37,7 @@ def test_answers_as_in_process(small_llava: Path, tmp_path: Path, kind: str) -> 
         start = 0
         for count in (20, 1, 3):
             item = inputs_for(local.info, rng, start, count)
-            batch = DraftBatch((item, replace(item, sequence_id=1)), PLAN)
+            batch = DraftBatch((item, msgspec.structs.replace(item, sequence_id=1)), PLAN)
             here, there = local.propose(batch), remote.propose(batch)
             assert here.growth.forest.num_nodes > 0
             assert here.unknown == there.unknown == ()
