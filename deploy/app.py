@@ -19,6 +19,7 @@ from deploy.drafter import DrafterReplica
 from deploy.ingress import IngressReplica
 from deploy.keys import load_keys
 from deploy.node_choice import NodeChoice
+from deploy.proxy import of_replicas
 from deploy.router import RouterReplica
 from deploy.target import TargetReplica
 from deploy.vision_encoder import VisionEncoderReplica
@@ -148,7 +149,8 @@ def _deployment(
     max_ongoing_requests: int = MANY,
     **options: Any,
 ) -> Deployment:
-    actor = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    environment = {"env_vars": of_replicas()}
+    actor = {"num_cpus": num_cpus, "num_gpus": num_gpus, "runtime_env": environment}
     return serve.deployment(
         replica,
         name=name,

@@ -76,7 +76,10 @@ def _prepare_environment(folder: Path) -> None:
         # The bundled model is complete: nothing is looked up.
         HF_HUB_OFFLINE="1",
         TOKENIZERS_PARALLELISM="false",
-        **proxy.ENVIRONMENT,
+        # Serve's own HTTP proxy, unless told otherwise: HAProxy has ports that listen on every
+        # interface.
+        **proxy.MIDDLEWARES,
+        **proxy.beside_others(folder),
     )
     os.environ.pop("RAY_ADDRESS", None)
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from typing import Any
 
 
 def cpu_seconds(process: int) -> dict[str, float]:
     """Processor seconds so far of `process` and all that it started, by what they do; those of the
     calling process are "clients"."""
-    # Ray brings its own copy, which can be imported once Ray has been.
-    import ray  # noqa: F401
-
-    # isort: split
-    import psutil  # type: ignore[import-untyped]
-
+    psutil = _psutil()
     used: dict[str, float] = defaultdict(float)
     root = psutil.Process(process)
     for one in (root, *root.children(recursive=True)):
@@ -26,6 +22,22 @@ def cpu_seconds(process: int) -> dict[str, float]:
     own = os.times()
     used["clients"] = own.user + own.system
     return dict(used)
+
+
+def stolen_seconds() -> float:
+    """Processor seconds so far that other machines on the host had instead of this one; 0 where the
+    system does not tell."""
+    return float(getattr(_psutil().cpu_times(), "steal", 0.0))
+
+
+def _psutil() -> Any:
+    # Ray brings its own copy, which can be imported once Ray has been.
+    import ray  # noqa: F401
+
+    # isort: split
+    import psutil  # type: ignore[import-untyped]
+
+    return psutil
 
 
 def _what(words: list[str]) -> str:

@@ -11,9 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from local_app import LocalSource, local_app, served
-from served_app import APP, ServedApp, free_port, wait_for
-
-from deploy import proxy
+from served_app import APP, ServedApp, as_shipped, free_port, wait_for
 
 with warnings.catch_warnings():
     # Ray's declarations are older than the pydantic they meet.
@@ -32,13 +30,14 @@ def source() -> Iterator[LocalSource]:
 
 @pytest.fixture(scope="session")
 def app() -> Iterator[ServedApp]:
-    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", **proxy.ENVIRONMENT)
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
     from deploy.app import build
     from deploy.args import AppArgs
 
     # Short, because the paths of Ray's Unix sockets have little room.
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        os.environ["TMPDIR"] = folder  # of the replicas: what a killed one leaves goes too
+        # TMPDIR of the replicas: what a killed one leaves goes too.
+        os.environ.update(TMPDIR=folder, **as_shipped(Path(folder)))
         ray.init(
             address="local",
             num_cpus=2,

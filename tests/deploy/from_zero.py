@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
-from served_app import APP, ServedApp, free_port, wait_for
+from served_app import APP, ServedApp, as_shipped, free_port, wait_for
 
 GPUS = ("H100", "L4")
 STORE_BYTES = 150 * 2**20
@@ -174,7 +174,8 @@ def autoscaled_head(folder: Path) -> Iterator[str]:
         started = psutil.Process(head.pid).children(recursive=True)
         head.terminate()
         for process in psutil.wait_procs([*started, psutil.Process(head.pid)], timeout=30)[1]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it may have ended since
+                process.kill()
         head.wait()
 
 
@@ -251,7 +252,7 @@ def observe(app: ServedApp) -> dict[str, Any]:
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        os.environ["TMPDIR"] = name
+        os.environ.update(TMPDIR=name, **as_shipped(folder))
         with autoscaled_head(folder) as address:
             ray.init(address=address, log_to_driver=False)
             try:
@@ -263,9 +264,13 @@ def main() -> None:
                 _get_global_client().deploy_apps(config)
                 app = ServedApp(f"http://127.0.0.1:{port}", None)
                 wait_for(lambda: serve.status().applications[APP].status == "RUNNING", NODE_S)
-                print(json.dumps(observe(app)))
+                seen = observe(app)
             finally:
+                # HAProxy ends with Serve. Where Ray alone is ended, one that is just being replaced
+                # outlives it.
+                serve.shutdown()
                 ray.shutdown()
+    print(json.dumps(seen))
 
 
 if __name__ == "__main__":

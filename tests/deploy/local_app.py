@@ -67,6 +67,9 @@ class LocalSource:
         report = LoadReport(replica_id="local", pool="default", device_type="cpu", **fields)
         return ClusterView((ReplicaView(report, 0.0),))
 
+    async def last_view(self) -> ClusterView:
+        return await self.view()
+
     def is_full(self) -> bool:
         return self.loop.load().waiting >= ARGS.parsed_limits().max_waiting
 

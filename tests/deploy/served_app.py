@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 
+from deploy import proxy
+
 APP = "smart-serve"
 
 
@@ -58,6 +60,19 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
+
+
+def as_shipped(folder: Path, drain_s: int = 0) -> dict[str, str]:
+    """Environment of Ray's processes, HAProxy's among them, in a folder and on ports of its own.
+
+    `drain_s`: for which an ingress that is being stopped still answers, as HAProxies learn of it
+    later; Serve's default is 30. Who stops all of the application has ended its streams.
+    """
+    return {
+        **proxy.NODE,
+        **proxy.beside_others(folder),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(drain_s),
+    }
 
 
 def free_port() -> int:

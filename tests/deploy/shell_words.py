@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import deploy
 from deploy.args import AppArgs
+from deploy.proxy import NODE
 from deploy.routes import CONSOLE_ROUTES, ROUTES
 from smart_serve.cli import parse
 
@@ -87,6 +89,17 @@ def _docker(words: list[str]) -> None:
     _file(words[words.index("-f") + 1])
 
 
+def _ray(words: list[str]) -> None:
+    assert words == ["start", "--head"], words
+
+
+def _export(words: list[str]) -> None:
+    for name, value in (word.split("=", 1) for word in words):
+        program = re.fullmatch(r"\$\(command -v ([\w-]+)\)", value)
+        said = f"{sysconfig.get_path('scripts')}/{program[1]}" if program else value
+        assert NODE.get(name, said) == said, name
+
+
 def _file(name: str) -> None:
     assert (ROOT / name).exists(), name
 
@@ -103,5 +116,7 @@ _CHECKS: dict[str, Callable[[list[str]], None]] = {
     "curl": _curl,
     "kubectl": _kubectl,
     "docker": _docker,
-    **dict.fromkeys(("export", "openssl", "sha256sum", "tr", "true"), _nothing),
+    "ray": _ray,
+    "export": _export,
+    **dict.fromkeys(("openssl", "sha256sum", "tr", "true"), _nothing),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 
 import deploy
 from deploy.args import AppArgs
-from deploy.proxy import ENVIRONMENT
+from deploy.proxy import NODE
 
 ROOT = Path(deploy.__file__).resolve().parents[1]
 KUBERAY = ROOT / "deploy" / "kuberay"
@@ -201,4 +202,6 @@ def test_what_the_image_runs_exists() -> None:
     known = (ROOT / "deploy" / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert names
     assert all(f"`{name}`" in known for name in names)
-    assert all(f"{name}={value}" in DOCKERFILE for name, value in ENVIRONMENT.items())
+    here = sysconfig.get_path("scripts")
+    for name, value in NODE.items():
+        assert f"{name}={value.replace(here, '/opt/venv/bin')}" in DOCKERFILE

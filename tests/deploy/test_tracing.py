@@ -6,19 +6,19 @@ The application samples nothing by itself, so what is traced is what a client as
 from __future__ import annotations
 
 import base64
+import io
 import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from served_app import ServedApp, wait_for
 
 pytestmark = pytest.mark.serve
-PICTURE = Path(__file__).resolve().parents[2] / "smart_serve/bundled/example.png"
 OURS = {"answer", "encode", "generate", "draft"}
 SECRET = "Is Bob's knee in the picture?"
 
@@ -54,7 +54,10 @@ def spans_of(app: ServedApp, trace: Trace) -> list[dict[str, Any]]:
 
 
 def ask(app: ServedApp, headers: dict[str, str]) -> httpx.Response:
-    data = base64.b64encode(PICTURE.read_bytes()).decode()
+    # A new one each time: what is known already is not encoded.
+    file = io.BytesIO()
+    Image.frombytes("RGB", (8, 8), secrets.token_bytes(192)).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
     picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
     content = [picture, {"type": "text", "text": SECRET}]
     body = app.body(

@@ -18,7 +18,7 @@ import httpx
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
-from served_app import APP, ServedApp, free_port, wait_for
+from served_app import APP, ServedApp, as_shipped, free_port, wait_for
 
 from deploy.app import build
 from deploy.args import AppArgs, PoolArgs
@@ -61,7 +61,7 @@ def observe(app: ServedApp) -> dict[str, Any]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        os.environ["TMPDIR"] = folder
+        os.environ.update(TMPDIR=folder, **as_shipped(Path(folder)))
         Path(folder, "ray").mkdir()
         head = {**node("H100"), "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -69,7 +69,7 @@ def main() -> None:
         try:
             ray.init(address=cluster.address, log_to_driver=False)
             port = free_port()
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
             handle = serve.run(build(ARGS), name=APP)
             print(json.dumps(observe(ServedApp(f"http://127.0.0.1:{port}", handle))))
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import random
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 MODEL = "smart-serve-bundled"
 QUESTIONS = ("How many shapes are there?", "What is to the left?", "Describe the picture.")
@@ -38,25 +40,30 @@ class Heard:
     times_s: list[float] = field(default_factory=list)
     """When it was sent, and of each event."""
     last_id: str | None = None
+    stamp: str = ""
+    """In its picture's file: the same picture to look at, and another one to every cache."""
 
 
-def requests() -> list[dict[str, Any]]:
-    """Each question about each picture, greedy and sampled."""
-    samplings = ({"temperature": 0}, {"temperature": 0.9, "seed": 17})
-    return [
-        {
-            "model": MODEL,
-            "messages": [{"role": "user", "content": [_picture(colour, side), _text(question)]}],
-            "max_tokens": 96,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **sampling,
-        }
-        for side, colour in enumerate(COLOURS)
-        for question in QUESTIONS
-        for sampling in samplings
-    ]
+KINDS = list(
+    itertools.product(
+        enumerate(COLOURS), QUESTIONS, ({"temperature": 0}, {"temperature": 0.9, "seed": 17})
+    )
+)
+"""Of requests: each question about each picture, greedy and sampled."""
+
+
+def body_of(one: Heard) -> dict[str, Any]:
+    (side, colour), question, sampling = KINDS[one.number]
+    picture = _picture(colour, side, one.stamp)
+    return {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": [picture, _text(question)]}],
+        "max_tokens": 96,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **sampling,
+    }
 
 
 class Clients:
@@ -66,20 +73,17 @@ class Clients:
         self._url = f"{url}/v1/chat/completions"
         self._seed = seed
         self._count = count
-        self._bodies = requests()
 
     def each_once(self) -> list[Heard]:
         """Every request, without faults around it: what it should be."""
-        left = list(range(len(self._bodies)))
+        left = list(range(len(KINDS)))
         heard = asyncio.run(self._all(lambda _: left.pop() if left else None))
         return sorted(heard, key=lambda one: one.number)
 
     def until(self, end: Callable[[], bool]) -> list[Heard]:
         """Random ones until `end`, and then what has begun to its end."""
         chosen = [random.Random(f"{self._seed}/{i}") for i in range(self._count)]
-        return asyncio.run(
-            self._all(lambda i: None if end() else chosen[i].randrange(len(self._bodies)))
-        )
+        return asyncio.run(self._all(lambda i: None if end() else chosen[i].randrange(len(KINDS))))
 
     async def _all(self, following: Callable[[int], int | None]) -> list[Heard]:
         heard: list[Heard] = []
@@ -88,7 +92,8 @@ class Clients:
 
             async def one_after_another(index: int) -> None:
                 while (number := following(index)) is not None:
-                    one = Heard(number)
+                    # Every other picture was never seen before.
+                    one = Heard(number, stamp=str(len(heard)) if len(heard) % 2 else "")
                     heard.append(one)
                     await self._ask(client, one)
 
@@ -110,7 +115,7 @@ class Clients:
 
     async def _listen(self, client: httpx.AsyncClient, heard: Heard) -> None:
         headers = {} if heard.last_id is None else {"last-event-id": heard.last_id}
-        body = self._bodies[heard.number]
+        body = body_of(heard)
         async with client.stream("POST", self._url, json=body, headers=headers) as response:
             if response.status_code != 200:
                 text = (await response.aread()).decode(errors="replace")
@@ -148,10 +153,12 @@ def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def _picture(colour: str, side: int) -> dict[str, Any]:
+def _picture(colour: str, side: int, stamp: str) -> dict[str, Any]:
     picture = Image.new("RGB", (96, 64), "white")
     picture.paste(colour, (8 + 12 * side, 10, 30 + 12 * side, 40))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    text = PngInfo()
+    text.add_text("stamp", stamp)
+    picture.save(buffer, "PNG", pnginfo=text)
     data = base64.b64encode(buffer.getvalue()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}

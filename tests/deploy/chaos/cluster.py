@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from deploy.app import APP_NAME, build
 from deploy.args import AppArgs
-from tests.deploy.served_app import free_port, wait_for
+from tests.deploy.served_app import as_shipped, free_port, wait_for
 
 NODES = 2
 READY_S = 120.0
@@ -87,7 +87,7 @@ def chaos_cluster(args: AppArgs, logs: Path | None = None) -> Iterator[ChaosClus
     """Starts everything in a folder and on a port of its own, and stops exactly that; `logs`: where
     those of the replicas are kept."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        os.environ["TMPDIR"] = folder
+        os.environ.update(TMPDIR=folder, **as_shipped(Path(folder), drain_s=30))
         Path(folder, "ray").mkdir()
         head = {**_node(), "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)

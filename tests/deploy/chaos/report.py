@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import datetime
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +14,7 @@ from tests.deploy.chaos.faults import Kill
 
 AFTER_S = 5.0
 """A silence that begins within this of a kill is put down to it."""
-WORST = 12
+WORST = 40
 CUTTERS = ("ingress", "node")
 """Kills that may cut a client's connection: an ingress dies, or stood on the node that is lost."""
 DETECTION_S = 15.0
@@ -77,8 +79,15 @@ def _longest(heard: Sequence[Heard], kills: Sequence[Kill]) -> list[dict[str, An
         last = max((kill for kill in kills if kill.at_s < at + gap), key=_time, default=None)
         if last is not None:
             before = round(at - last.at_s, 1)
-            told.append({"s": round(gap, 2), "kind": last.kind, "kill_before_s": before})
+            row = {"s": round(gap, 2), "kind": last.kind, "kill_before_s": before}
+            told.append({**row, "alone": last.is_alone, "began": _clock(at)})
     return told
+
+
+def _clock(at_s: float) -> str:
+    """The wall clock's time of a `time.monotonic`, for a look into the logs."""
+    wall = datetime.datetime.fromtimestamp(time.time() - time.monotonic() + at_s)
+    return wall.strftime("%H:%M:%S")
 
 
 def _time(kill: Kill) -> float:

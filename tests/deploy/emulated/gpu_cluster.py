@@ -21,7 +21,7 @@ from deploy.ingress import IngressReplica
 from smart_serve.messages import Assignment, RequestShape
 from smart_serve.routing.cluster_view import ClusterView
 from tests.deploy.emulated.devices import EmulatedDrafter, EmulatedTarget
-from tests.deploy.served_app import free_port
+from tests.deploy.served_app import as_shipped, free_port
 
 PLACES = 8
 """Of each batch: small, so that few clients fill a pool."""
@@ -93,7 +93,11 @@ class EmulatedCluster:
 def emulated_cluster() -> Iterator[EmulatedCluster]:
     """Starts everything in a folder and on a port of its own, and stops exactly that."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
-        os.environ.update(TMPDIR=folder, PYTHONPATH=str(Path(__file__).parents[3]))
+        os.environ.update(
+            TMPDIR=folder,
+            PYTHONPATH=str(Path(__file__).parents[3]),
+            **as_shipped(Path(folder)),
+        )
         Path(folder, "ray").mkdir()
         head = {**_node("L40S"), "include_dashboard": False}
         # Metrics are read soon after they are exported.
