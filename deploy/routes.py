@@ -57,6 +57,16 @@ class Route(Operation, frozen=True, kw_only=True):
     access: Access = "key"
 
 
+_PICTURE = (  # 32 × 32, all red
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgAQMAAABJtOi3AAAAA1BMVEXcKChLAffeAAAA"
+    "DElEQVR42mNgGNwAAACgAAGO+7G0AAAAAElFTkSuQmCC"
+)
+_QUESTION = [
+    {"type": "text", "text": "What is in the picture?"},
+    {"type": "image_url", "image_url": {"url": _PICTURE}},
+]
+_CONVERSATION = {"model": "model", "messages": [{"role": "user", "content": _QUESTION}]}
+
 ROUTES: tuple[Route, ...] = (
     Route(
         method="POST",
@@ -64,6 +74,7 @@ ROUTES: tuple[Route, ...] = (
         operation="createChatCompletion",
         summary="Answer a conversation of text and pictures",
         request=ChatRequest,
+        example={**_CONVERSATION, "max_tokens": 64, "temperature": 0},
         answer=ChatCompletion,
         event=ChatChunk,
     ),
@@ -73,6 +84,7 @@ ROUTES: tuple[Route, ...] = (
         operation="createCompletion",
         summary="Continue texts or token ids, without a chat template",
         request=CompletionRequest,
+        example={"model": "model", "prompt": "The picture shows", "max_tokens": 64},
         answer=TextCompletion,
         event=TextCompletion,
     ),
@@ -96,6 +108,7 @@ ROUTES: tuple[Route, ...] = (
         operation="tokenize",
         summary="The tokens that the target would read",
         request=TokenizeRequest,
+        example=_CONVERSATION,
         answer=Tokens,
     ),
     Route(
@@ -104,6 +117,7 @@ ROUTES: tuple[Route, ...] = (
         operation="detokenize",
         summary="The text of token ids",
         request=DetokenizeRequest,
+        example={"model": "model", "tokens": [1, 2, 3]},
         answer=Detokenized,
     ),
     Route(

@@ -26,6 +26,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     operation: str
     summary: str
     request: type | None = None
+    example: dict[str, Any] | None = None
+    """A body that is answered with 200, once `model` is the served model's name."""
     answer: type
     event: type | None = None
     """What each event of a stream holds, for an answer that can be streamed."""
@@ -86,8 +88,10 @@ def _operation(one: Operation, schema_of: dict[type, dict[str, Any]]) -> dict[st
         },
     }
     if one.request is not None:
-        body = {"application/json": {"schema": schema_of[one.request]}}
-        described["requestBody"] = {"required": True, "content": body}
+        body = {"schema": schema_of[one.request]}
+        if one.example is not None:
+            body["example"] = one.example
+        described["requestBody"] = {"required": True, "content": {"application/json": body}}
     if places := _PLACE.findall(one.path):
         described["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
