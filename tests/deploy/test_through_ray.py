@@ -16,11 +16,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_streams_through_ray_are_measured_against_the_engine_alone(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    options = ["--clients", "4", "--requests", "8", "--rounds", "1", "--settings", "default"]
+    options = ["--clients", "2,4", "--requests", "8", "--rounds", "1", "--settings", "default"]
+    options += ["--app", '{"policy": "eagle2", "ingress_replicas": 1}']
     words = [sys.executable, "-m", "deploy.through_ray", *options, "--json", str(file)]
     run = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert run.returncode == 0, run.stderr[-3000:]
-    (figures,) = msgspec.json.decode(file.read_bytes(), type=ThroughRay).settings
+    two, figures = msgspec.json.decode(file.read_bytes(), type=ThroughRay).settings
+    assert two.clients == 2
     assert (figures.setting, figures.clients) == ("default", 4)
     assert figures.tokens_per_s > 0
     # One round: the share is that of the two rates.
