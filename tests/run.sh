@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All checks: format, lint, types, tests. Options: --slow (also the slow tests), --gpu (only those
-# that need a CUDA device), --chaos (nothing but streams while parts of a cluster are killed, for 15
+# that need a CUDA device, and then the benchmark of widened models), --chaos (nothing but streams while parts of a cluster are killed, for 15
 # minutes or as long as its own options say); anything else goes to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,3 +34,6 @@ fi
 .venv/bin/ruff check .
 .venv/bin/mypy
 .venv/bin/python -m pytest -m "$selection" ${arguments[@]+"${arguments[@]}"}
+if [ "$selection" = gpu ] && .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  bash smart_serve/bench/big_models.sh
+fi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import get_args
 
@@ -16,12 +17,15 @@ from smart_serve.bench.oracle import TREES
 from smart_serve.bench.over_http import HttpBench
 from smart_serve.bench.report import page
 from smart_serve.bench.rounds import Contest, Runner, shown
+from smart_serve.bench.simulator.shapes import SHAPES
 from smart_serve.bench.workload import Question, picture_questions, read_workload
-from smart_serve.config import ABLATIONS, VERIFICATION_RULES, DtypeName
+from smart_serve.config import ABLATIONS, VERIFICATION_RULES, DtypeName, EngineConfig
 from smart_serve.errors import ConfigError
 
 TRANSFORMERS = "transformers"
 """The name of `generate` among the policies."""
+ROOM = 512
+"""KV tokens of a sequence beside its context: a long question, its answer and its draft tree."""
 POOL = 96
 """Least picture questions to choose from: each round takes the next ones."""
 
@@ -45,7 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=options.count, default=6, help=text)
     text = 'JSON lines {"prompt": …, "images": [files], "max_tokens": …} instead of our questions'
     parser.add_argument("--workload", type=Path, metavar="FILE", help=text)
+    text = "tokens of each prompt at least: the question's words over and over fill it up"
+    parser.add_argument("--context", type=options.count, default=0, metavar="TOKENS", help=text)
     parser.add_argument("--seed", type=int, default=7, help="of our questions (%(default)s)")
+    text = "the models in the shape of a big one, whose time is then measured"
+    parser.add_argument("--widen", choices=sorted(SHAPES), help=text)
+    text = "keep the widened models in this new folder"
+    parser.add_argument("--widen-into", type=Path, metavar="FOLDER", help=text)
     text = "also the best fixed tree in hindsight, for each batch"
     parser.add_argument("--oracle", action="store_true", help=text)
     text = f"also smart without parts of it: some of {', '.join(ABLATIONS)}"
@@ -70,8 +80,32 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, write JSON and page."""
-    if args.url and args.ablate:
-        raise ConfigError("--ablate changes the controller: it needs an engine in this process")
+    if args.url and (args.ablate or args.widen or args.context):
+        text = "--ablate, --widen and --context are for an engine in this process"
+        raise ConfigError(text)
+    if args.widen_into and not args.widen:
+        raise ConfigError("--widen-into is where the models of --widen are kept")
+    with ExitStack() as stack:
+        if args.widen:
+            args.model, args.drafter = stack.enter_context(_widened(args))
+        return _measure(args)
+
+
+def _widened(args: argparse.Namespace) -> AbstractContextManager[tuple[Path, Path]]:
+    # Loaded here, as in `_InProcess`.
+    import torch
+
+    from smart_serve.bench.widened import described, widened_pair
+    from smart_serve.models.folders import resolve_drafter, resolve_model
+
+    shape = SHAPES[args.widen]
+    print(described(shape), file=sys.stderr)
+    dtype = EngineConfig(dtype=args.dtype, device=args.device).dtype_name
+    pair = resolve_model(args.model), resolve_drafter(args.drafter)
+    return widened_pair(*pair, shape, getattr(torch, dtype), args.widen_into)
+
+
+def _measure(args: argparse.Namespace) -> int:
     policies = [p for p in args.policies if not (args.url and p == TRANSFORMERS)]
     contest = Contest(
         policies=(
@@ -93,10 +127,11 @@ def run(args: argparse.Namespace) -> int:
     report = Report(
         command=" ".join(["smart-serve", *sys.argv[1:]]),
         machine=Machine.this(args.url or args.device),
-        workload=str(args.workload) if args.workload else f"picture questions, seed {args.seed}",
+        workload=_workload(args),
         rows=tuple(rows),
         calibration=runner.engine.calibrations() if isinstance(runner, _InProcess) else None,
         costs=runner.engine.costs if isinstance(runner, _InProcess) else None,
+        roof=runner.engine.limits.roof if isinstance(runner, _InProcess) else None,
     )
     if args.json:
         _write(args.json, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
@@ -123,12 +158,13 @@ class _InProcess:
             device=args.device,
             progress=True,
             max_running=max(64, *args.batch),
+            kv_tokens=max(EngineConfig().kv_tokens, max(args.batch) * (args.context + ROOM)),
             # Rounds repeat questions: with reuse only the first would pay for its prompts.
             prefix_reuse=False,
         )
-        self.engine = EngineBench(llm, questions)
+        self.engine = EngineBench(llm, questions, args.context)
         takes_part = TRANSFORMERS in contest.policies
-        self._generate = GenerateBench(llm, questions) if takes_part else None
+        self._generate = GenerateBench(llm, questions, args.context) if takes_part else None
 
     def run(self, policy: str, load: Load, first: int) -> Sample:
         if policy == TRANSFORMERS:
@@ -142,6 +178,11 @@ def _questions(args: argparse.Namespace, contest: Contest) -> list[Question]:
         return read_workload(args.workload)
     most = max(contest.load(batch, 0.0).requests for batch in args.batch)
     return picture_questions(max(POOL, most), args.seed)
+
+
+def _workload(args: argparse.Namespace) -> str:
+    name = str(args.workload) if args.workload else f"picture questions, seed {args.seed}"
+    return f"{name}, prompts of {args.context} tokens or more" if args.context else name
 
 
 def _hold(contest: Contest, runner: Runner, load: Load) -> list[Row]:
@@ -173,6 +214,8 @@ def _line(row: Row) -> str:
     if row.time_shares:
         shares = row.time_shares
         parts.append(f"draft {shares.draft:.0%} verify {shares.verify:.0%}")
+    if row.of_limit:
+        parts.append(f"{row.of_limit.step:.0%} of the limit (verify {row.of_limit.verify:.0%})")
     if row.controller_ms is not None and row.time_shares:
         parts.append(f"controller {row.controller_ms:.2f} ms ({row.time_shares.controller:.1%})")
     if row.prediction:

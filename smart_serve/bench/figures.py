@@ -10,6 +10,7 @@ from importlib.metadata import version
 import msgspec
 import numpy as np
 
+from smart_serve.bench.roof import Roof
 from smart_serve.machine import processor_name, usable_cores
 from smart_serve.speculation.cost import CostTable, Curve
 
@@ -78,6 +79,10 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     sequence_steps: int = 0
     """Steps counted once per sequence that took part."""
     time_ms: TimeSplit = TimeSplit()
+    decode_ms: TimeSplit = TimeSplit()
+    """Of the steps without prefill."""
+    least_ms: TimeSplit = TimeSplit()
+    """What drafting and verifying in these steps cannot take less than; `roof.Limit`."""
     predicted_over_measured: tuple[float, ...] = ()
     """Of each step without prefill rows."""
     first_token_ms: tuple[float, ...] = ()
@@ -114,6 +119,24 @@ class Prediction(msgspec.Struct, frozen=True):
         return Prediction(statistics.median(ratios), right / len(ratios))
 
 
+class OfLimit(msgspec.Struct, frozen=True):
+    """Share of its time that a step without prefill could not do without: 1 is perfect. What the
+    device's caches hold from one pass to the next is read faster: small models get beyond 1."""
+
+    step: float
+    """The limits of drafting and verifying over all that a step takes."""
+    verify: float
+    draft: float | None = None
+    """None: nothing was drafted, or by what is no network."""
+
+    @staticmethod
+    def of(least_ms: TimeSplit, decode_ms: TimeSplit) -> OfLimit | None:
+        if not least_ms.verify:
+            return None
+        draft = least_ms.draft / decode_ms.draft if least_ms.draft else None
+        return OfLimit(least_ms.total / decode_ms.total, least_ms.verify / decode_ms.verify, draft)
+
+
 class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One policy at one batch size, over all rounds. What is not known is left out."""
 
@@ -130,6 +153,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Per sequence and target step."""
     nodes_per_step: float = 0.0
     time_shares: TimeSplit | None = None
+    of_limit: OfLimit | None = None
     controller_ms: float | None = None
     """Per step."""
     prediction: Prediction | None = None
@@ -196,6 +220,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rows: tuple[Row, ...]
     calibration: Calibrations | None = None
     costs: Costs | None = None
+    roof: Roof | None = None
 
 
 def summarise(
@@ -220,6 +245,10 @@ def summarise(
         tokens_per_step=sum(s.tokens for s in samples) / sequence_steps if sequence_steps else 0.0,
         nodes_per_step=sum(s.nodes for s in samples) / max(1, sequence_steps),
         time_shares=time_ms.shares() if time_ms.total else None,
+        of_limit=OfLimit.of(
+            sum((s.least_ms for s in samples), TimeSplit()),
+            sum((s.decode_ms for s in samples), TimeSplit()),
+        ),
         controller_ms=time_ms.controller / steps if steps and time_ms.controller else None,
         prediction=Prediction.of([r for s in samples for r in s.predicted_over_measured]),
         first_token_ms=Percentiles.of([ms for s in samples for ms in s.first_token_ms]),

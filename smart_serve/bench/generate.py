@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText
 
 from smart_serve.bench.figures import Load, Sample
+from smart_serve.bench.prepared import prompt_of
 from smart_serve.bench.workload import Question
 from smart_serve.llm import LLM
 from vision.image import decode_image, image_from_pil
@@ -25,9 +27,19 @@ class _Work:
 
 
 class GenerateBench:
-    """Static batches, left-padded, SDPA attention; it encodes the pictures, too."""
+    """Static batches, left-padded, SDPA attention; it encodes the pictures, too.
 
-    def __init__(self, llm: LLM, questions: Sequence[Question]) -> None:
+    On a GPU with a static cache, for which transformers compiles the decode step.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        questions: Sequence[Question],
+        context: int = 0,
+        has_static_cache: bool | None = None,
+    ) -> None:
+        """`context`: tokens of a prompt, at least; `has_static_cache`: None: on a GPU."""
         model, device = llm.engine.model, llm.engine.model.device
         self._model = AutoModelForImageTextToText.from_pretrained(
             llm.folder, dtype=model.dtype, attn_implementation="sdpa"
@@ -37,21 +49,29 @@ class GenerateBench:
         self._work = []
         for question in questions:
             images = [image_from_pil(picture, llm.limits) for picture in question.pictures]
-            prompt = llm.prompts.build_raw(question.text, images)
+            prompt = prompt_of(llm, question, images, context)
             pictures = tuple(processor(decode_image(image)) for image in images)
             self._work.append(_Work(prompt.token_ids, pictures, question.max_tokens))
+        self._cache: dict[str, Any] = {}
+        if device.type == "cuda" if has_static_cache is None else has_static_cache:
+            # One size for all batches: for another one it would be compiled again.
+            longest = max(len(item.token_ids) for item in self._work)
+            longest += max(item.max_tokens for item in self._work)
+            self._cache = {"cache_implementation": "static", "max_cache_len": longest}
 
-    @torch.inference_mode()
     def run(self, load: Load, first: int) -> Sample:
         """Greedy, or sampled; only tokens up to the end of each answer count."""
         places = [(first + i) % len(self._work) for i in range(load.requests)]
-        work = [self._work[place] for place in places]
         tokens, clock = 0, time.perf_counter()
-        for begin in range(0, len(work), load.batch):
-            tokens += self._generate(work[begin : begin + load.batch], load.temperature)
+        for begin in range(0, len(places), load.batch):
+            answers = self.answers(places[begin : begin + load.batch], load.temperature)
+            tokens += sum(map(len, answers))
         return Sample(tokens=tokens, elapsed_s=time.perf_counter() - clock)
 
-    def _generate(self, work: Sequence[_Work], temperature: float) -> int:
+    @torch.inference_mode()
+    def answers(self, places: Sequence[int], temperature: float) -> list[list[int]]:
+        """Token ids, each up to its own end, of the questions with these numbers as one batch."""
+        work = [self._work[place] for place in places]
         width = max(len(item.token_ids) for item in work)
         pad = self._eos[0] if self._eos else 0
         padding = [width - len(item.token_ids) for item in work]
@@ -71,15 +91,15 @@ class GenerateBench:
             max_new_tokens=max(item.max_tokens for item in work),
             pad_token_id=pad,
             **arrays,
+            **self._cache,
             **(sampled or {"do_sample": False}),
         )
-        answers = output[:, width:].tolist()
-        return sum(
-            min(_length(answer, self._eos), item.max_tokens)
-            for answer, item in zip(answers, work, strict=True)
-        )
+        return [
+            _up_to_its_end(answer[: item.max_tokens], self._eos)
+            for answer, item in zip(output[:, width:].tolist(), work, strict=True)
+        ]
 
 
-def _length(answer: list[int], eos: list[int]) -> int:
+def _up_to_its_end(answer: list[int], eos: list[int]) -> list[int]:
     ends = [i for i, token in enumerate(answer) if token in eos]
-    return ends[0] + 1 if ends else len(answer)
+    return answer[: ends[0] + 1] if ends else answer

@@ -11,6 +11,7 @@ import msgspec.structs
 from smart_serve.bench.clocked import ClockedController, ClockedDrafter, ReliabilityCount
 from smart_serve.bench.contestant import Contestant
 from smart_serve.bench.figures import Calibrations, Costs, Load, Sample, TimeSplit
+from smart_serve.bench.measured_limits import Limits
 from smart_serve.bench.prepared import Work, prepared
 from smart_serve.bench.workload import Question
 from smart_serve.config import Ablation
@@ -28,8 +29,10 @@ class EngineBench:
     would if nothing else were served.
     """
 
-    def __init__(self, llm: LLM, questions: Sequence[Question]) -> None:
+    def __init__(self, llm: LLM, questions: Sequence[Question], context: int = 0) -> None:
+        """`context`: tokens of a prompt, at least."""
         self._engine = llm.engine
+        self.limits = Limits.measured(llm.engine.model, llm.engine.drafting.drafter)
         self._drafter = None
         if llm.engine.drafting.drafter is not None:
             self._drafter = ClockedDrafter(llm.engine.drafting.drafter)
@@ -37,7 +40,7 @@ class EngineBench:
         self._controllers: dict[str, ClockedController] = {}
         self._reliability = ReliabilityCount()
         # Encoded beforehand, so that every policy pays the same for the pictures.
-        self._work = prepared(llm, questions)
+        self._work = prepared(llm, questions, context)
 
     @property
     def costs(self) -> Costs:
@@ -55,7 +58,7 @@ class EngineBench:
         controller = self._take(name, contestant.ablation)
         places = [(first + i) % len(self._work) for i in range(load.requests)]
         loop = _ClosedLoop(self._engine, load.batch, self._requests(places, contestant, load))
-        tally = _Tally(controller, self._drafter)
+        tally = _Tally(controller, self._drafter, self.limits)
         while loop.refill():
             tally.reset_clocks()
             clock = time.perf_counter()
@@ -154,10 +157,12 @@ class _ClosedLoop:
 class _Tally:
     """Sums over the steady steps."""
 
-    def __init__(self, controller: ClockedController, drafter: ClockedDrafter | None) -> None:
-        self._controller, self._drafter = controller, drafter
+    def __init__(
+        self, controller: ClockedController, drafter: ClockedDrafter | None, limits: Limits
+    ) -> None:
+        self._controller, self._drafter, self._limits = controller, drafter, limits
         self._tokens = self._steps = self._nodes = self._sequence_steps = 0
-        self._time_ms = TimeSplit()
+        self._time_ms = self._decode_ms = self._least_ms = TimeSplit()
         self._ratios: list[float] = []
 
     def reset_clocks(self) -> None:
@@ -183,13 +188,25 @@ class _Tally:
                 self._ratios.append(self._controller.predicted_ms / seen.step_ms)
         controller_ms = self._controller.spent_ms + policy_ms
         wire_ms = max(0.0, proposing_ms - draft_ms - policy_ms)
-        self._time_ms += TimeSplit(
+        spent = TimeSplit(
             draft=draft_ms,
             wire=wire_ms,
             verify=verify_ms,
             controller=controller_ms,
             other=max(0.0, step_ms - draft_ms - wire_ms - verify_ms - controller_ms),
         )
+        self._time_ms += spent
+        if seen is not None and not seen.prefill_tokens:
+            self._decode_ms += spent
+            self._least_ms += self._least(seen)
+
+    def _least(self, seen: StepObservation) -> TimeSplit:
+        verify_ms = self._limits.target.least_ms(
+            seen.num_tokens, seen.num_tokens, seen.batch * seen.context
+        )
+        drafter = self._limits.drafter
+        draft_ms = sum(drafter.least_ms(rows) for rows in seen.layer_rows) if drafter else 0.0
+        return TimeSplit(draft=draft_ms, verify=verify_ms)
 
     def sample(self, loop: _ClosedLoop) -> Sample:
         return Sample(
@@ -199,6 +216,8 @@ class _Tally:
             nodes=self._nodes,
             sequence_steps=self._sequence_steps,
             time_ms=self._time_ms,
+            decode_ms=self._decode_ms,
+            least_ms=self._least_ms,
             predicted_over_measured=tuple(self._ratios),
             first_token_ms=tuple(loop.first_token_ms),
             between_tokens_ms=tuple(loop.between_tokens_ms),

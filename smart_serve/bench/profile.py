@@ -6,6 +6,7 @@ It measures anew and keeps the tables where the next start finds them.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,9 @@ import torch
 from smart_serve.bench import options
 from smart_serve.bench.command import add_model_arguments
 from smart_serve.bench.figures import Costs
+from smart_serve.bench.measured_limits import Limits
 from smart_serve.bench.report import costs_page
+from smart_serve.bench.roof import Limit
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.load import load_drafter
 from smart_serve.engine.build import load_parts, make_forward, target_costs
@@ -52,11 +55,14 @@ def run(args: argparse.Namespace) -> int:
     forward = make_forward(model, cache, config, progress=True)
     table = target_costs(folder, model, cache, forward, config, store, progress=True)
     costs = Costs(table, drafter.info.layer_cost)
+    limits = Limits.measured(model, drafter)
     where = f"{args.model} in {config.dtype_name} on {device_name(torch.device(args.device))}"
     print(f"{where}, {torch.get_num_threads()} threads; kept in {store.folder}")
-    _print_target(costs.target)
+    roof = limits.roof
+    print(f"measured: {roof.copy_gb_s:.1f} GB/s copied, {roof.matrix_tflops:.2f} TFLOPS multiplied")
+    _print_target(costs.target, limits.target)
     if costs.drafter is not None:
-        _print_drafter(costs.drafter)
+        _print_drafter(costs.drafter, limits.drafter)
     if args.json:
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(costs), indent=2) + b"\n")
     if args.report:
@@ -64,16 +70,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_target(table: CostTable) -> None:
-    print("target step, ms at packed tokens")
+def _print_target(table: CostTable, limit: Limit) -> None:
+    print("target step, ms at packed tokens (and times its limit)")
     for batch, row in zip(table.batches, table.curves, strict=True):
         for context, curve in zip(table.contexts, row, strict=False):
-            print(f"  batch {batch:>3}, context {context:>5}:  {_cells(curve)}")
+            least = [limit.least_ms(rows, rows, batch * context) for rows in curve.x]
+            print(f"  batch {batch:>3}, context {context:>5}:  {_cells(curve, least)}")
 
 
-def _print_drafter(curve: Curve) -> None:
-    print(f"drafting pass, ms at rows\n  {_cells(curve)}")
+def _print_drafter(curve: Curve, limit: Limit | None) -> None:
+    print("drafting pass, ms at rows (and times its limit)")
+    print(f"  {_cells(curve, [limit.least_ms(rows) for rows in curve.x] if limit else None)}")
 
 
-def _cells(curve: Curve) -> str:
-    return "  ".join(f"{x:.0f}: {y:.2f}" for x, y in zip(curve.x, curve.y, strict=True))
+def _cells(curve: Curve, least: Sequence[float] | None) -> str:
+    cells = [f"{x:.0f}: {y:.2f}" for x, y in zip(curve.x, curve.y, strict=True)]
+    if least is not None:
+        times = (f" ({y / limit:.2f})" for y, limit in zip(curve.y, least, strict=True))
+        cells = [cell + more for cell, more in zip(cells, times, strict=True)]
+    return "  ".join(cells)

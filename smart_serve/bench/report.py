@@ -33,6 +33,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("tokens/step", lambda row: f"{row.tokens_per_step:.2f}" if row.tokens_per_step else ""),
     ("nodes/step", lambda row: f"{row.nodes_per_step:.1f}" if row.tokens_per_step else ""),
     ("draft · wire · verify · controller · other", lambda row: _shares(row)),
+    ("of limit: step · verify · draft", lambda row: _of_limit(row)),
     ("controller ms", lambda row: f"{row.controller_ms:.2f}" if row.controller_ms else ""),
     ("predicted/measured", lambda row: f"{row.prediction.median:.2f}" if row.prediction else ""),
     ("within 15 %", lambda r: f"{r.prediction.within_15_percent:.0%}" if r.prediction else ""),
@@ -46,6 +47,8 @@ def page(report: Report, policies: Sequence[str]) -> str:
     rows = shown(report.rows, policies)
     machine = report.machine
     told = f"{machine.processor}, {machine.cores} cores, {machine.device}; torch {machine.torch}"
+    if roof := report.roof:
+        told += f"; measured {roof.copy_gb_s:.1f} GB/s, {roof.matrix_tflops:.2f} TFLOPS"
     figures = "".join(plot.figure() for plot in _plots(report, rows))
     return _document(
         "smart-serve bench",
@@ -145,6 +148,13 @@ def _shares(row: Row) -> str:
     if shares is None:
         return ""
     return " · ".join(f"{getattr(shares, field):.1%}" for field in shares.__struct_fields__)
+
+
+def _of_limit(row: Row) -> str:
+    if row.of_limit is None:
+        return ""
+    shares = (row.of_limit.step, row.of_limit.verify, row.of_limit.draft)
+    return " · ".join(f"{share:.0%}" for share in shares if share is not None)
 
 
 def _latency(latency: Percentiles | None) -> str:

@@ -47,6 +47,14 @@ class DraftModel(DraftNetwork):
     def weight(self) -> torch.Tensor:
         return self._weight
 
+    @property
+    def body_weights(self) -> int:
+        return self.model.body_weights
+
+    @property
+    def head_weights(self) -> int:
+        return self.model.head_weights
+
     def accepts(self, item: DraftInput) -> bool:
         count = 0 if item.vectors is None else len(item.vectors)
         images = int((item.token_ids == self._image_token_id).sum())

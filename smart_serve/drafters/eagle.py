@@ -48,6 +48,14 @@ class Eagle(DraftNetwork):
     def weight(self) -> torch.Tensor:
         return self.head.weight
 
+    @property
+    def body_weights(self) -> int:
+        return self.module.fc.weight.numel() + sum(layer.num_weights for layer in self._layers)
+
+    @property
+    def head_weights(self) -> int:
+        return self.head.weight.numel()
+
     def committed_inputs(
         self, token_ids: torch.Tensor, inputs: Sequence[DraftInput]
     ) -> torch.Tensor:

@@ -111,6 +111,15 @@ class Eagle3(DraftNetwork):
     def weight(self) -> torch.Tensor:
         return self.module.lm_head.weight
 
+    @property
+    def body_weights(self) -> int:
+        # Nodes do not pass fc: their parents' features are the network's own.
+        return self._attention.num_weights + self._mlp.num_weights
+
+    @property
+    def head_weights(self) -> int:
+        return self.module.lm_head.weight.numel()
+
     def committed_inputs(
         self, token_ids: torch.Tensor, inputs: Sequence[DraftInput]
     ) -> torch.Tensor:

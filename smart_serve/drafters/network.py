@@ -38,6 +38,16 @@ class DraftNetwork(ABC):
     def weight(self) -> torch.Tensor:
         """Any weight: it runs in this dtype, on this device."""
 
+    @property
+    @abstractmethod
+    def body_weights(self) -> int:
+        """Of the matrices that every row of a drafting pass passes."""
+
+    @property
+    @abstractmethod
+    def head_weights(self) -> int:
+        """Of the head, which only rows pass that get children."""
+
     def accepts(self, item: DraftInput) -> bool:
         """Whether the input's tokens and vectors are what this network reads."""
         return item.vectors is not None and self.knows(item.token_ids)

@@ -82,6 +82,16 @@ class NetworkDrafter:
         self._info = replace(self._info, layer_cost=layer_cost)
 
     @property
+    def body_weights(self) -> int:
+        """See `DraftNetwork`."""
+        return self._network.body_weights
+
+    @property
+    def head_weights(self) -> int:
+        """See `DraftNetwork`."""
+        return self._network.head_weights
+
+    @property
     def free_blocks(self) -> int:
         return self._pool.free
 

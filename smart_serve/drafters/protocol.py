@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,8 +28,7 @@ class DrafterUnavailable(ServerError):
     code = "drafter_unavailable"
 
 
-@dataclass(frozen=True, slots=True)
-class DraftInput:
+class DraftInput(msgspec.Struct, frozen=True):
     """What one sequence committed since the drafter was last asked.
 
     The last token is the root: emitted, but not yet in the target's KV cache. Which token stands

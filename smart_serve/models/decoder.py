@@ -47,6 +47,11 @@ class Projection:
             fused.append(whole)
         return cls(*fused)
 
+    @property
+    def num_weights(self) -> int:
+        """Of the matrix, which every step reads."""
+        return self.weight.numel()
+
     def __call__(self, rows: Rows) -> Rows:
         return F.linear(rows, self.weight, self.bias)
 
@@ -88,6 +93,11 @@ class Attention:
             stock.scaling,
         )
 
+    @property
+    def num_weights(self) -> int:
+        """Of its matrices."""
+        return self.qkv.num_weights + self.output.num_weights
+
     def __call__(self, rows: Rows, rotation: Rotation, step: AttentionStep) -> Rows:
         heads = self.qkv(rows).view(len(rows), -1, self.head_dim)
         turned = rotation.turn(heads[:, : -self.num_kv_heads])
@@ -110,6 +120,11 @@ class GatedMlp:
     def of(cls, stock: Any) -> GatedMlp:
         gate_up = Projection.fuse(stock.gate_proj, stock.up_proj)
         return cls(gate_up, Projection.fuse(stock.down_proj), stock.act_fn)
+
+    @property
+    def num_weights(self) -> int:
+        """Of its matrices."""
+        return self.gate_up.num_weights + self.down.num_weights
 
     def __call__(self, rows: Rows) -> Rows:
         gate, up = self.gate_up(rows).chunk(2, dim=-1)
@@ -135,6 +150,11 @@ class DecoderLayer:
             RmsNorm.of(stock.post_attention_layernorm),
             GatedMlp.of(stock.mlp),
         )
+
+    @property
+    def num_weights(self) -> int:
+        """Of its matrices."""
+        return self.attention.num_weights + self.mlp.num_weights
 
     def __call__(self, hidden: Rows, rotation: Rotation, step: AttentionStep) -> Rows:
         """hidden [N, h] -> [N, h]"""

@@ -73,6 +73,16 @@ class TargetModel:
         self.captured_layers: tuple[int, ...] = ()
         """See `capture`."""
 
+    @property
+    def body_weights(self) -> int:
+        """Of the matrices that every row of a step passes; the embedding is a look-up."""
+        return sum(layer.num_weights for layer in self._layers)
+
+    @property
+    def head_weights(self) -> int:
+        """Of the head, which only rows pass whose logits are wanted."""
+        return self._head.weight.numel()
+
     def capture(self, layers: tuple[int, ...]) -> bool:
         """From now on features are the hidden states that enter `layers` (EAGLE-3's), side by side;
         with none, the last hidden state. Returns whether that is a change."""

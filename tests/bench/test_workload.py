@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from smart_serve.bench.workload import MAX_TOKENS, read_workload
+from smart_serve.bench.prepared import prepared, prompt_of
+from smart_serve.bench.workload import MAX_TOKENS, picture_questions, read_workload
 from smart_serve.cli import main
 from smart_serve.errors import ConfigError
+from smart_serve.llm import LLM
+from vision.image import image_from_pil
 
 
 def test_prompts_pictures_and_lengths_are_read(tmp_path: Path) -> None:
@@ -58,3 +61,22 @@ def test_a_file_without_work_is_refused(content: bytes | None, tmp_path: Path) -
         file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"work\.jsonl"):
         read_workload(file)
+
+
+def test_prompts_are_brought_to_a_context() -> None:
+    library = LLM(drafter=None, max_running=1)
+    (question,) = picture_questions(1, seed=7)
+    images = [image_from_pil(picture, library.limits) for picture in question.pictures]
+    short, long = (prompt_of(library, question, images, context) for context in (0, 500))
+    assert len(short.token_ids) < 500 == len(long.token_ids)
+    (before,), (after,) = short.image_spans, long.image_spans
+    image = library.engine.model.image_token_id
+    assert long.token_ids[after.start : after.start + after.length] == (image,) * before.length
+    assert long.token_ids.count(image) == before.length
+    assert long.token_ids[0] == short.token_ids[0]
+    assert long.token_ids[1 - len(short.token_ids) :] == short.token_ids[1:]
+    # One that is longer already stays.
+    assert prompt_of(library, question, images, 10) == short
+    ((request, features),) = prepared(library, [question], 500)
+    assert request.token_ids == long.token_ids
+    assert [len(one) for one in features] == [before.length]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from small_models import IMAGE_TOKEN, VOCAB, small_text_config
@@ -70,7 +71,7 @@ class MropeHistory(History):
     def extend(self, rng: np.random.Generator, count: int, pictures: bool = False) -> DraftInput:
         item = super().extend(rng, count, pictures)
         places = item.start + np.arange(count)
-        return replace(item, positions=self._rope().at(places))
+        return msgspec.structs.replace(item, positions=self._rope().at(places))
 
     def rope_positions(self, size: int) -> torch.Tensor:
         return torch.from_numpy(self._rope().at(np.arange(size)))[:, None]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_every_expanded_node_equals_a_forward_from_scratch(
     histories = [MropeHistory(drafter.info) for _ in range(3)]
     for counts in ((9, 30, 2), (1, 3, 2), (4, 1, 8)):
         inputs = tuple(
-            replace(history.extend(rng, count, pictures=count > 5), sequence_id=i)
+            msgspec.structs.replace(history.extend(rng, count, pictures=count > 5), sequence_id=i)
             for i, (history, count) in enumerate(zip(histories, counts, strict=True))
         )
         proposal = drafter.propose(DraftBatch(inputs, PLAN))
@@ -58,6 +58,6 @@ def test_positions_of_one_axis_would_show(pair: Pair, monkeypatch: pytest.Monkey
     growers = record_layers(monkeypatch)
     history = MropeHistory(drafter.info)
     item = history.extend(np.random.default_rng(1), 20, pictures=True)
-    drafter.propose(DraftBatch((replace(item, positions=None),), PLAN))
+    drafter.propose(DraftBatch((msgspec.structs.replace(item, positions=None),), PLAN))
     with pytest.raises(AssertionError):
         check_against_dense(growers[-1], [history], dense)
