@@ -8,7 +8,7 @@ does not read `tracing_config`, so that a client's own trace would end there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -62,8 +62,23 @@ def under(client: str | None) -> Iterator[None]:
         context.detach(token)
 
 
-def tell_generated(span: Span, last: TokenChunk) -> None:
-    """How a request ended in a target, and what speculation did for it."""
+async def told(span: Span, chunks: AsyncGenerator[TokenChunk]) -> AsyncGenerator[TokenChunk]:
+    """`chunks`, with which `span` ends: how, and what speculation did, is what the last one says.
+
+    Ending it early ends them too.
+    """
+    try:
+        async for chunk in chunks:
+            if chunk.finish_reason is not None:
+                # Now, for a reader that has the last chunk may end this without asking for more.
+                _tell(span, chunk)
+            yield chunk
+    finally:
+        await chunks.aclose()
+        span.end()
+
+
+def _tell(span: Span, last: TokenChunk) -> None:
     if not span.is_recording():
         return
     span.set_attribute("finish_reason", last.finish_reason or "")

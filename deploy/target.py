@@ -19,7 +19,7 @@ from deploy.failures import RAY_FAILURES, as_own_error, first_line
 from deploy.features import PictureFeatures
 from deploy.metrics.target import EXPORT_S, TargetMetrics
 from deploy.node import accelerator_type, use_threads
-from deploy.spans import begin, tell_generated, trace_parent
+from deploy.spans import begin, told, trace_parent
 from smart_serve.errors import ServerError, SmartServeError
 from smart_serve.messages import (
     NOTHING,
@@ -96,17 +96,12 @@ class TargetReplica:
             pictures=len(request.image_spans),
         )
         request = msgspec.structs.replace(request, trace_parent=trace_parent(span))
-        chunks = self._answer(request, images)
-        try:
+        async with aclosing(told(span, self._answer(request, images))) as chunks:
             async for chunk in chunks:
-                yield chunk
                 if chunk.finish_reason is not None:
-                    tell_generated(span, chunk)
                     # Serve adds the id that the client's request came with.
                     logger.info("%s ended: %s", request.request_id, chunk.finish_reason)
-        finally:
-            await chunks.aclose()
-            span.end()
+                yield chunk
 
     async def _answer(
         self, request: GenerateRequest, images: Sequence[CheckedImage]
