@@ -37,10 +37,11 @@ from vision.image import CheckedImage
 logger = logging.getLogger("ray.serve")
 
 ROUTER_S = 0.5
-"""A router that takes longer is restarting: the last view decides."""
+"""A request waits no longer for the router: the last view decides."""
 VIEW_S = 1.0
-NODES_S = 5.0
-"""Ray's own store answers in a few ms, or is restarting."""
+STATUS_S = 5.0
+"""Who asks how the cluster stands can wait for the router, and for Ray's own store. They answer in
+a few ms, or are restarting."""
 SILENCE_S = 10.0
 """Of a stream that has begun: its replica, or the node, is gone. Ten beats (`deploy.target`)."""
 LOOK_S = 10.0
@@ -122,10 +123,10 @@ class Dispatcher:
                 raise as_own_error(error) from None
         raise ServerError("a part of the server is restarting", code="unavailable", status=503)
 
-    async def view(self) -> ClusterView:
+    async def view(self, patience_s: float = STATUS_S) -> ClusterView:
         """The router's view. Raises `ServerError` when it does not answer."""
         try:
-            async with asyncio.timeout(ROUTER_S):
+            async with asyncio.timeout(patience_s):
                 self._view = await self._router.cluster.remote()
         except (TimeoutError, *RAY_FAILURES):
             message = "the router does not answer"
@@ -136,17 +137,16 @@ class Dispatcher:
         """The same, or, while the router does not answer, what it said last: requests are sent by
         that too. Raises `ServerError` if it never said anything."""
         try:
-            return await self.view()
+            return await self.view(ROUTER_S)
         except ServerError:
             if not self._view.replicas:
                 raise
             return self._view
 
-    async def pools(self) -> dict[str, PoolState]:
-        """How each pool stands. Raises `ServerError` when the router does not answer."""
-        view = await self.view()
+    async def pools(self, view: ClusterView) -> dict[str, PoolState]:
+        """How each pool stands. Raises `ServerError` when the cluster does not tell."""
         try:
-            async with asyncio.timeout(NODES_S):
+            async with asyncio.timeout(STATUS_S):
                 nodes = await asyncio.to_thread(ray.nodes)
         except TimeoutError:
             message = "the cluster does not tell of its nodes"
@@ -222,10 +222,9 @@ class Dispatcher:
         """Keeps a view for the time when the router is away; tells of pools without nodes."""
         for beat in itertools.count():
             try:
+                view = await self.view()
                 if beat % round(LOOK_S / VIEW_S) == 0:
-                    self._tell_absent(await self.pools())
-                else:
-                    await self.view()
+                    self._tell_absent(await self.pools(view))
             except ServerError as error:
                 logger.info("%s", error.message)
             await asyncio.sleep(VIEW_S)

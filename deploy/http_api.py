@@ -43,7 +43,7 @@ class Cluster(Protocol):
         """The same as far as it is known. Raises `ServerError` when nothing is."""
         ...
 
-    async def pools(self) -> dict[str, PoolState]:
+    async def pools(self, view: ClusterView) -> dict[str, PoolState]:
         """How each configured pool stands. Raises like `view`."""
         ...
 
@@ -129,7 +129,7 @@ class HttpApi:
 
     async def _status(self, request: Request, record: RequestRecord) -> Response:
         view = await self._cluster.view()
-        pools = await self._cluster.pools()
+        pools = await self._cluster.pools(view)
         return json_reply(Status(pools, view.replicas, view.assigned))
 
     async def _openapi(self, request: Request, record: RequestRecord) -> Response:

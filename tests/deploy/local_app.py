@@ -73,7 +73,7 @@ class LocalSource:
     def is_full(self) -> bool:
         return self.loop.load().waiting >= ARGS.parsed_limits().max_waiting
 
-    async def pools(self) -> dict[str, PoolState]:
+    async def pools(self, view: ClusterView) -> dict[str, PoolState]:
         return {"default": PoolState("serving", 1)}
 
     def is_idle(self) -> bool:

@@ -39,6 +39,30 @@ def loads(**replicas: int) -> dict[str, PoolLoad]:
     return ClusterView(tuple(ReplicaView(one, 0.0) for one in reports)).pools()
 
 
+class SlowRouter:
+    """Has a view after this long."""
+
+    def __init__(self, wait_s: float) -> None:
+        self._wait_s = wait_s
+        self.cluster = self
+
+    async def remote(self) -> ClusterView:
+        await asyncio.sleep(self._wait_s)
+        return ClusterView((ReplicaView(report("a", "fast"), 0.0),))
+
+
+async def test_who_asks_how_the_cluster_stands_waits_for_a_slow_router(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "ROUTER_S", 0.01)
+    slow: Any = SlowRouter(0.2)
+    dispatcher = Dispatcher(AppArgs(), {}, slow, IngressMetrics())
+    dispatcher.stop()
+    with pytest.raises(ServerError, match="does not answer"):
+        await dispatcher.last_view()  # Requests do not wait.
+    assert len((await dispatcher.view()).replicas) == 1
+
+
 class AwayRouter:
     """Answers with these, one after the other; with None not at all."""
 
