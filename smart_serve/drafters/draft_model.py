@@ -48,6 +48,10 @@ class DraftModel(DraftNetwork):
         return self._weight
 
     @property
+    def input_size(self) -> int:
+        return self.model.hidden_size
+
+    @property
     def body_weights(self) -> int:
         return self.model.body_weights
 

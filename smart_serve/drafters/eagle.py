@@ -49,6 +49,10 @@ class Eagle(DraftNetwork):
         return self.head.weight
 
     @property
+    def input_size(self) -> int:
+        return self.module.fc.out_features
+
+    @property
     def body_weights(self) -> int:
         return self.module.fc.weight.numel() + sum(layer.num_weights for layer in self._layers)
 

@@ -112,6 +112,10 @@ class Eagle3(DraftNetwork):
         return self.module.lm_head.weight
 
     @property
+    def input_size(self) -> int:
+        return 2 * self.module.fc.out_features
+
+    @property
     def body_weights(self) -> int:
         # Nodes do not pass fc: their parents' features are the network's own.
         return self._attention.num_weights + self._mlp.num_weights

@@ -40,6 +40,11 @@ class DraftNetwork(ABC):
 
     @property
     @abstractmethod
+    def input_size(self) -> int:
+        """d"""
+
+    @property
+    @abstractmethod
     def body_weights(self) -> int:
         """Of the matrices that every row of a drafting pass passes."""
 

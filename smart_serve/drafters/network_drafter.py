@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from smart_serve.drafters.draft_part import DraftPart
 from smart_serve.drafters.draft_tree import DraftTree, Held
+from smart_serve.drafters.forward import draft_forward
 from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.protocol import (
     DraftBatch,
@@ -24,7 +25,6 @@ from smart_serve.drafters.protocol import (
 )
 from smart_serve.paging.blocks import BlockPool
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.paging.pack import pack_rows
 from smart_serve.paging.rows import Ints, Rows
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.growth import Growth
@@ -63,6 +63,7 @@ class NetworkDrafter:
         self._cache = KvCache(
             network.kv_shape, num_blocks, block_tokens, weight.dtype, weight.device
         )
+        self._forward = draft_forward(network, self._cache)
         self._pool = BlockPool(num_blocks, block_tokens)
         self._held: dict[int, Held] = {}
         self._info = DrafterInfo(
@@ -219,12 +220,12 @@ class NetworkDrafter:
         rows = [trees[i].commit() for i in order]
         short = [row for row in rows if len(row.token_ids) <= JOINT_ROWS]
         groups = [short, *([row] for row in rows[len(short) :])]
-        step = pack_rows(groups, self._cache, self._network.weight)
         items = [trees[i].item for i in order]
-        inputs = self._network.committed_inputs(step.token_ids, items)
-        features = self._network.forward(inputs, step)
+        first_rows, features = self._forward.run(
+            groups, lambda token_ids: self._network.committed_inputs(token_ids, items)
+        )
         last = np.empty(len(trees), np.int64)
-        last[order] = step.first_rows[1:] - 1
+        last[order] = first_rows[1:] - 1
         everything = np.arange(len(trees))
         return _Frontier(features[torch.from_numpy(last)], everything, everything)
 
@@ -244,10 +245,10 @@ class NetworkDrafter:
             row_of[mine] = len(tree.visible) + np.arange(len(mine))
             above = None if depth == 1 else frontier.rows[parents[mine]]
             rows.append(tree.expand(chosen_tokens[mine], above, depth))
-        step = pack_rows([rows], self._cache, self._network.weight)
         above_features = frontier.features[torch.from_numpy(parents[order])]
-        inputs = self._network.node_inputs(step.token_ids, above_features)
-        features = self._network.forward(inputs, step)
+        _, features = self._forward.run(
+            [rows], lambda token_ids: self._network.node_inputs(token_ids, above_features)
+        )
         back = np.empty(len(chosen), np.int64)
         back[order] = np.arange(len(chosen))
         return _Frontier(features[torch.from_numpy(back)], tree_of, row_of)

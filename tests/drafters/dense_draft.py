@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from recorder import Recorder
 from small_models import IMAGE_TOKEN, VOCAB, small_text_config
 from torch import nn
 from transformers import (
@@ -23,6 +24,7 @@ from smart_serve.drafters.draft_model import DraftModel
 from smart_serve.drafters.eagle import Eagle
 from smart_serve.drafters.eagle3 import Eagle3, Eagle3Module
 from smart_serve.drafters.feature_network import FeatureDraftNetwork
+from smart_serve.drafters.forward import GraphedDraftForward
 from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.drafters.protocol import DrafterInfo, DraftInput
@@ -83,6 +85,14 @@ class MropeHistory(History):
 
 def as_drafter(network: DraftNetwork, num_blocks: int = 200) -> NetworkDrafter:
     return NetworkDrafter(network, num_blocks=num_blocks, block_tokens=4)
+
+
+def replayed(drafter: NetworkDrafter) -> Recorder:
+    """From now on passes run as captured graphs, as on a GPU."""
+    recorder = Recorder()
+    network, cache = drafter._network, drafter._cache
+    drafter._forward = GraphedDraftForward(network, cache, capture=recorder)
+    return recorder
 
 
 def small_config(layers: int = 1, attention: str = "sdpa", *, mrope: bool = False) -> LlamaConfig:

@@ -14,6 +14,7 @@ from dense_draft import (
     as_drafter,
     dense_draft_model,
     dense_eagle,
+    replayed,
     small_draft_model,
     small_eagle,
 )
@@ -21,6 +22,7 @@ from small_models import VOCAB
 from test_network_drafter import PLAN, Pair, check_against_dense, record_layers
 
 from smart_serve.drafters.protocol import DraftBatch
+from smart_serve.paging import buckets
 
 
 @pytest.fixture(params=["eagle", "draft-model"])
@@ -34,11 +36,14 @@ def pair(request: pytest.FixtureRequest, small_qwen2_vl: Path) -> Iterator[Pair]
             yield as_drafter(model), dense_draft_model(small_qwen2_vl, sees_images=True)
 
 
+@pytest.mark.parametrize("is_graphed", [False, True], ids=["eager", "graphed"])
 def test_every_expanded_node_equals_a_forward_from_scratch(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, is_graphed: bool
 ) -> None:
     drafter, dense = pair
     growers = record_layers(monkeypatch)
+    monkeypatch.setattr(buckets, "BUCKETS", (16,))
+    recorder = replayed(drafter) if is_graphed else None
     rng = np.random.default_rng(0)
     histories = [MropeHistory(drafter.info) for _ in range(3)]
     for counts in ((9, 30, 2), (1, 3, 2), (4, 1, 8)):
@@ -50,6 +55,7 @@ def test_every_expanded_node_equals_a_forward_from_scratch(
         assert proposal.problem(3, VOCAB, PLAN) is None
         assert proposal.unknown == ()
         assert check_against_dense(growers[-1], histories, dense) > 25
+    assert recorder is None or len(recorder.replayed) > 8
 
 
 def test_positions_of_one_axis_would_show(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from dense_draft import (
     dense_draft_model,
     dense_eagle,
     dense_eagle3,
+    replayed,
     small_draft_model,
     small_eagle,
     small_eagle3,
@@ -25,6 +26,7 @@ from small_models import VOCAB
 from smart_serve.drafters import draft_tree, network_drafter
 from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.drafters.protocol import DraftBatch, DrafterUnavailable, DraftInput
+from smart_serve.paging import buckets
 from smart_serve.speculation.growth import TreeGrower
 from smart_serve.speculation.plan import GrowthPlan
 from smart_serve.speculation.policies import make_grower
@@ -114,12 +116,15 @@ def check_against_dense(grower: TreeGrower, histories: list[History], dense: Log
 
 
 @pytest.mark.parametrize("pair", KINDS, indirect=True)
+@pytest.mark.parametrize("is_graphed", [False, True], ids=["eager", "graphed"])
 def test_every_expanded_node_equals_a_forward_from_scratch(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, is_graphed: bool
 ) -> None:
     """Prompts of mixed lengths with pictures, then catching up by different numbers of rows."""
     drafter, dense = pair
     growers = record_layers(monkeypatch)
+    monkeypatch.setattr(buckets, "BUCKETS", (8, 12))
+    recorder = replayed(drafter) if is_graphed else None
     rng = np.random.default_rng(0)
     histories = [History(drafter.info) for _ in range(3)]
     for counts in ((9, 30, 2), (1, 3, 2), (4, 1, 6)):
@@ -131,6 +136,8 @@ def test_every_expanded_node_equals_a_forward_from_scratch(
         assert proposal.problem(3, VOCAB, PLAN) is None
         assert proposal.unknown == ()
         assert check_against_dense(growers[-1], histories, dense) > 25
+    if recorder is not None:
+        assert set(recorder.replayed) == {8, 12}
     drafter.close([0, 1, 2])
     assert drafter.free_blocks == drafter.total_blocks
 
@@ -149,6 +156,21 @@ def test_a_wrong_position_would_show(pair: Pair, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(draft_tree, "Rows", shifted)
     history = History(drafter.info)
     drafter.propose(DraftBatch((history.extend(np.random.default_rng(1), 9),), PLAN))
+    with pytest.raises(AssertionError):
+        check_against_dense(growers[-1], [history], dense)
+
+
+@pytest.mark.parametrize("pair", ["eagle", "eagle3", "text-model"], indirect=True)
+def test_stale_inputs_of_a_graph_would_show(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of graphs: one that goes on reading what its rows were at first."""
+    drafter, dense = pair
+    growers = record_layers(monkeypatch)
+    monkeypatch.setattr(buckets, "BUCKETS", (8, 12))
+    recorder = replayed(drafter)
+    drafter._forward._inputs = drafter._forward._inputs.clone()
+    history = History(drafter.info)
+    drafter.propose(DraftBatch((history.extend(np.random.default_rng(1), 9),), PLAN))
+    assert recorder.replayed
     with pytest.raises(AssertionError):
         check_against_dense(growers[-1], [history], dense)
 

@@ -5,54 +5,33 @@ The kernels are interpreted, so everything but CUDA's own recording is what runs
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from engine_rig import Case, answers, make_cases, make_engine, random_feature_drafter, run_all
+from recorder import Recorder
 from transformers import AutoConfig, LlamaForCausalLM
 
-from smart_serve.engine import graphs
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.forward import EagerForward
-from smart_serve.engine.graphs import GraphedForward, Replay
+from smart_serve.engine.graphs import GraphedForward
 from smart_serve.messages import SamplingParams
 from smart_serve.models import decoder
 from smart_serve.models.attention_step import AttentionStep
 from smart_serve.models.qwen2_vl import Qwen2VLForCausalLM
-from smart_serve.models.target import Hidden, TargetModel
+from smart_serve.models.target import TargetModel
+from smart_serve.paging import buckets
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.rows import Rows
 
 BUCKETS = (2, 8)
 
 
-class Recorder:
-    """Captures by running again; counts."""
-
-    def __init__(self) -> None:
-        self.captures = 0
-        self.replayed: list[int] = []
-
-    def __call__(self, forward: Callable[[], Hidden]) -> tuple[Hidden, Replay]:
-        first = forward()
-        standing = Hidden(first.last.clone(), first.features.clone())
-        self.captures += 1
-
-        def replay() -> None:
-            new = forward()
-            standing.last.copy_(new.last)
-            standing.features.copy_(new.features)
-            self.replayed.append(len(new.last))
-
-        return standing, replay
-
-
 @pytest.fixture(autouse=True)
 def few_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "BUCKETS", BUCKETS)
+    monkeypatch.setattr(buckets, "BUCKETS", BUCKETS)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +78,7 @@ def test_stale_numbers_in_the_buffer_would_show(small_llama: Path, cases: list[C
     """The control: a replay that misses its new numbers gives other answers."""
     engine = make_engine(small_llama, None, "off", max_running=4)
     engine._forward, recorder = graphed(engine)
-    for bucket in engine._forward._buckets:
+    for bucket in engine._forward._buckets._buckets:
         bucket._buffer.fill = lambda step: None
     got = answers(run_all(engine, cases[:1], SamplingParams(max_tokens=6)))
     assert got != [cases[0].answer[:6]]
