@@ -90,7 +90,7 @@ class Alone:
         self._work = prepared(llm, questions)
         self._loop = EngineLoop(llm.engine)
         self._loop.start()
-        self.device = config.device
+        self.device, self.policy = config.device, args.policy
 
     def tokens_per_s(self, clients: int) -> float:
         """All questions, so many at a time."""
@@ -159,7 +159,7 @@ def measure(
 ) -> Figures:
     """Rounds of both, one after the other."""
     load = Load(batch=clients, temperature=0.0, requests=chosen.requests)
-    bench.run("smart", load, 0)
+    bench.run(alone.policy, load, 0)
     alone.tokens_per_s(clients)
     rates, samples = [], []
     used: dict[str, float] = {}
@@ -167,7 +167,7 @@ def measure(
     for _ in range(chosen.rounds):
         rates.append(alone.tokens_per_s(clients))
         before = cpu_seconds(process)
-        samples.append(bench.run("smart", load, 0))
+        samples.append(bench.run(alone.policy, load, 0))
         for name, seconds in cpu_seconds(process).items():
             used[name] = used.get(name, 0.0) + seconds - before.get(name, 0.0)
     elapsed_s = (time.perf_counter() - begun_s) * (os.cpu_count() or 1)
