@@ -37,4 +37,4 @@ done
 source "$here/venv.sh" ""
 cd "$caller"
 # -P: a folder of the caller's that is called deploy must not hide ours.
-exec "$here/../.venv/bin/python" -P -m deploy.quickstart ${words[@]+"${words[@]}"}
+exec "$smart_serve_interpreter" -P -m deploy.quickstart ${words[@]+"${words[@]}"}

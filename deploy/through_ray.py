@@ -28,6 +28,7 @@ from deploy.proxy import NODE, REPLICAS
 from smart_serve.bench import options
 from smart_serve.bench.figures import Load, Machine, Spread
 from smart_serve.bench.over_http import HttpBench
+from smart_serve.bench.simulator.shapes import SHAPES
 from smart_serve.bench.workload import Question, picture_questions
 from smart_serve.client import get_json
 from smart_serve.errors import ServerError
@@ -123,30 +124,57 @@ def main() -> None:
     parser.add_argument("--settings", type=settings, default=tuple(SETTINGS), help="(%(default)s)")
     text = "arguments of deploy.app:build as JSON, for other models, devices or replicas"
     parser.add_argument("--app", type=msgspec.json.decode, default={}, metavar="JSON", help=text)
+    text = "the models in the shape of a big one, as `bench` does it"
+    parser.add_argument("--widen", choices=sorted(SHAPES), help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to it")
     parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.serve is not None:
         serve_until_told(chosen.serve, chosen.app)
         return
+    with widened(chosen.app, chosen.widen) as app:
+        result = measure_all(app, chosen)
+    if chosen.json is not None:
+        chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+
+
+@contextmanager
+def widened(app: dict[str, Any], name: str | None) -> Iterator[dict[str, Any]]:
+    """`app` with its models in the shape of that big one, for a while."""
+    if name is None:
+        yield app
+        return
+    import torch
+
+    from smart_serve.bench.widened import described, widened_pair
+    from smart_serve.models.folders import resolve_drafter, resolve_model
+
+    args = _app_args(app)
+    pair = resolve_model(args.model), resolve_drafter(args.drafter or "bundled")
+    dtype = getattr(torch, args.engine_config(args.pools[0]).dtype_name)
+    print(described(SHAPES[name]), file=sys.stderr)
+    with widened_pair(*pair, SHAPES[name], dtype) as (target, drafter):
+        yield {**app, "model": str(target), "drafter": str(drafter)}
+
+
+def measure_all(app: dict[str, Any], chosen: argparse.Namespace) -> ThroughRay:
+    """Each setting and number of clients, told as it comes."""
     questions = picture_questions(chosen.requests, seed=7)
-    alone = Alone(chosen.app, questions)
+    alone = Alone(app, questions)
     told = []
     for setting in chosen.settings:
-        with served(SETTINGS[setting], chosen.app) as (url, process):
+        with served(SETTINGS[setting], app) as (url, process):
             bench = HttpBench(url, questions)
             for clients in chosen.clients:
                 told.append(measure(setting, clients, alone, bench, process, chosen))
                 print(_line(told[-1]), flush=True)
     alone.stop()
-    result = ThroughRay(
+    return ThroughRay(
         command=" ".join(["python -m deploy.through_ray", *sys.argv[1:]]),
         machine=Machine.this(alone.device),
         workload=f"{chosen.requests} picture questions, seed 7",
         settings=tuple(told),
     )
-    if chosen.json is not None:
-        chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
 
 
 def measure(

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Makes or re-uses .venv at the project's root. Usage: source deploy/venv.sh [extra]
-# The environment is rebuilt only when pyproject.toml, the constraints or the extra change.
+# The environment is rebuilt only when pyproject.toml, the constraints or the extra change. Where SMART_SERVE_PYTHON names an
+# interpreter that has everything already (a machine without a network, say), nothing is installed. It is then, or else the
+# one in .venv, what $smart_serve_interpreter names.
 smart_serve_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 smart_serve_extra=${1:-}
 
@@ -34,4 +36,9 @@ smart_serve_install() {
   echo "$wanted" > .venv/.installed-"${smart_serve_extra:-plain}"
 }
 
-smart_serve_install
+smart_serve_interpreter=${SMART_SERVE_PYTHON:-$smart_serve_root/.venv/bin/python}
+if [ -n "${SMART_SERVE_PYTHON:-}" ]; then
+  cd "$smart_serve_root"
+else
+  smart_serve_install
+fi

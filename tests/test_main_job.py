@@ -1,4 +1,7 @@
-"""The main job: every policy gives the tokens that transformers' own `generate` gives."""
+"""The main job: every policy gives the tokens that transformers' own `generate` gives.
+
+On a GPU too, where it has one, with its kernels and captured graphs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
+from triton_interpreter import DEVICE, GPU_MARKS
 
 from smart_serve import LLM, SamplingParams
 from smart_serve.bench.workload import picture_questions
@@ -14,6 +18,7 @@ from smart_serve.models.folders import resolve_model
 from vision.image import decode_image, image_from_pil
 from vision.pixels import PixelProcessor
 
+pytestmark = GPU_MARKS
 NUM_REQUESTS = 64
 MAX_TOKENS = 96
 POLICIES = ("off", "eagle2", "smart")
@@ -35,31 +40,32 @@ def requests() -> list[Request]:
 
 @pytest.fixture(scope="module")
 def single() -> LLM:
-    return LLM(max_running=1)
+    return LLM(max_running=1, device=DEVICE, dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def batched() -> LLM:
-    return LLM(max_running=16)
+    return LLM(max_running=16, device=DEVICE, dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def reference(single: LLM, requests: list[Request]) -> list[tuple[int, ...]]:
     """Greedy tokens by `generate`, one request at a time."""
     folder = resolve_model("bundled")
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(DEVICE)
     pixels_of = PixelProcessor.from_folder(folder)
     answers = []
     for request in requests:
         images = [image_from_pil(picture) for picture in request.get("images", ())]  # type: ignore[attr-defined]
-        ids = torch.tensor([single.prompts.build_raw(str(request["prompt"]), images).token_ids])
+        prompt = single.prompts.build_raw(str(request["prompt"]), images).token_ids
+        ids = torch.tensor([prompt], device=DEVICE)
         pixels = pixels_of(decode_image(images[0])) if images else {}
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=MAX_TOKENS,
             do_sample=False,
-            **pixels,
+            **{name: one.to(DEVICE) for name, one in pixels.items()},
         )
         answers.append(tuple(output[0, ids.shape[1] :].tolist()))
     return answers

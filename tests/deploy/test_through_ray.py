@@ -7,9 +7,25 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deploy.through_ray import ThroughRay
+from deploy import through_ray
+from deploy.through_ray import ThroughRay, widened
+from smart_serve.bench.simulator.shapes import ModelShape
+from smart_serve.checkpoint import read_json
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_an_application_is_widened_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = ModelShape("small", 7, 512, 4, 4, 700, 700, context=512)
+    monkeypatch.setattr(through_ray, "SHAPES", {"small": shape})
+    with widened({"policy": "eagle2"}, "small") as app:
+        target, drafter = Path(app.pop("model")), Path(app.pop("drafter"))
+        assert app == {"policy": "eagle2"}
+        assert read_json(target / "config.json")["text_config"]["num_hidden_layers"] == 7
+        assert read_json(drafter / "config.json")["hidden_size"] == 512
+    assert not target.exists()
+    with widened({"policy": "eagle2"}, None) as app:
+        assert app == {"policy": "eagle2"}
 
 
 @pytest.mark.serve
