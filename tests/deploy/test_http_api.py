@@ -150,10 +150,10 @@ def test_the_documents_examples_are_answered(route: Route, url: str) -> None:
 def test_a_full_server_answers_before_it_reads_the_body(source: LocalSource) -> None:
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1900000\r\n\r\n"
 
-    def status(url: str, head: bytes = head) -> bytes:
+    def status(url: str, head: bytes = head, wait_s: float = 1) -> bytes:
         """Of the answer to a header whose body never comes; b"" while it is waited for."""
         place = httpx.URL(url)
-        with socket.create_connection((place.host, place.port), timeout=1) as one:
+        with socket.create_connection((place.host, place.port), timeout=wait_s) as one:
             one.sendall(head)
             try:
                 answer = one.recv(65536)
@@ -171,7 +171,7 @@ def test_a_full_server_answers_before_it_reads_the_body(source: LocalSource) -> 
         with client.stream("POST", target, json={**body, "stream": True}) as response:
             lines = response.iter_lines()  # kept: the stream ends with it
             next(lines)
-            assert status(url) == b"429"
+            assert status(url, wait_s=30) == b"429"
             assert httpx.get(f"{url}/live").status_code == 200  # nothing that takes no body waits
         wait_for(lambda: status(url) == b"")
     with served(local_app(source, max_held_bytes=3_000_000)) as url:
@@ -181,7 +181,7 @@ def test_a_full_server_answers_before_it_reads_the_body(source: LocalSource) -> 
             wait_for(lambda: status(url) == b"429")
             # Without a length it may become as large as any.
             chunked = head.replace(b"Content-Length: 1900000", b"Transfer-Encoding: chunked")
-            assert status(url, chunked) == b"429"
+            assert status(url, chunked, wait_s=30) == b"429"
             small = {"model": MODEL, "prompt": "a"}
             assert httpx.post(f"{url}/tokenize", json=small).status_code == 200
         wait_for(lambda: status(url) == b"")

@@ -30,7 +30,7 @@ SECRET = b"a secret that only this test has"
 GROWTH = GrowthPlan(policy="smart", max_nodes=64, max_depth=4, top_k=3, wire_ms=0.1)
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
