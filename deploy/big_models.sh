@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Benchmarks of widened models on this machine's GPU: every policy against the oracle and `generate`, at two contexts and
 # two temperatures; then streams through Ray, with a drafter that shares the GPU and with one on the CPU. Figures and pages
-# go to smart_serve/bench/results/<device>/. Arguments go to `bench`: `--batch 1,8 --rounds 2` where time is short.
-# Environment: SMART_SERVE_PYTHON, DEVICE (cuda), MODELS ("bundled" is one too), CONTEXTS, CLIENTS, REQUESTS, RESULTS.
+# go to smart_serve/bench/results/<device>/. All of it takes hours. Arguments go to `bench`: `--batch 1,8 --rounds 2` where
+# time is short. Environment: SMART_SERVE_PYTHON, DEVICE (cuda), MODELS ("bundled" is one too), CONTEXTS, ORACLE (no: leave
+# out the fifteen fixed trees, two thirds of the time), CLIENTS, REQUESTS, RESULTS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,6 +16,8 @@ from smart_serve.models.fingerprint import device_name
 print('-'.join(device_name(torch.device('$device')).lower().split()))")
 results=${RESULTS:-smart_serve/bench/results}/$name
 mkdir -p "$results"
+oracle=(--oracle)
+if [ "${ORACLE:-yes}" = no ]; then oracle=(); fi
 
 # Sets `widen`: what makes the bundled pair that model.
 widen_to() {
@@ -27,7 +30,7 @@ for model in $models; do
   for context in ${CONTEXTS:-512 2048}; do
     # 60/6/10 are EAGLE-2's own nodes, layers and children, 59/5/10 those of MSD.
     "$python" -m smart_serve.bench ${widen[@]+"${widen[@]}"} --device "$device" --context "$context" \
-      --policies off,chain:4,eagle2,eagle2:59x5,smart-paper,smart,transformers --oracle \
+      --policies off,chain:4,eagle2,eagle2:59x5,smart-paper,smart,transformers ${oracle[@]+"${oracle[@]}"} \
       --batch 1,2,4,8,16,32,64,128 --temperature 0,1 --rounds 3 \
       --json "$results/$model-$context.json" --report "$results/$model-$context.html" "$@"
   done
