@@ -144,16 +144,11 @@ def widened(app: dict[str, Any], name: str | None) -> Iterator[dict[str, Any]]:
     if name is None:
         yield app
         return
-    import torch
-
-    from smart_serve.bench.widened import described, widened_pair
-    from smart_serve.models.folders import resolve_drafter, resolve_model
+    from smart_serve.bench.widened import widened_as
 
     args = _app_args(app)
-    pair = resolve_model(args.model), resolve_drafter(args.drafter or "bundled")
-    dtype = getattr(torch, args.engine_config(args.pools[0]).dtype_name)
-    print(described(SHAPES[name]), file=sys.stderr)
-    with widened_pair(*pair, SHAPES[name], dtype) as (target, drafter):
+    dtype_name = args.engine_config(args.pools[0]).dtype_name
+    with widened_as(name, args.model, args.drafter or "bundled", dtype_name) as (target, drafter):
         yield {**app, "model": str(target), "drafter": str(drafter)}
 
 

@@ -92,17 +92,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _widened(args: argparse.Namespace) -> AbstractContextManager[tuple[Path, Path]]:
-    # Loaded here, as in `_InProcess`.
-    import torch
+    from smart_serve.bench.widened import widened_as  # loaded here, as in `_InProcess`
 
-    from smart_serve.bench.widened import described, widened_pair
-    from smart_serve.models.folders import resolve_drafter, resolve_model
-
-    shape = SHAPES[args.widen]
-    print(described(shape), file=sys.stderr)
-    dtype = EngineConfig(dtype=args.dtype, device=args.device).dtype_name
-    pair = resolve_model(args.model), resolve_drafter(args.drafter)
-    return widened_pair(*pair, shape, getattr(torch, dtype), args.widen_into)
+    dtype_name = EngineConfig(dtype=args.dtype, device=args.device).dtype_name
+    return widened_as(args.widen, args.model, args.drafter, dtype_name, args.widen_into)
 
 
 def _measure(args: argparse.Namespace) -> int:

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from smart_serve.bench.simulator.shapes import ModelShape
+from smart_serve.bench.simulator.shapes import SHAPES, ModelShape
 from smart_serve.bench.widening import NEVER, Widening
 from smart_serve.checkpoint import Checkpoint
 from smart_serve.errors import ConfigError
+from smart_serve.models.folders import resolve_drafter, resolve_model
 
 _SHARD_BYTES = 2**31
 
@@ -68,6 +70,16 @@ def described(shape: ModelShape) -> str:
         "so answers and acceptance, the depth of drafter and vision encoder, and how many tokens a "
         "picture has."
     )
+
+
+def widened_as(
+    name: str, model: str | Path, drafter: str | Path, dtype_name: str, into: Path | None = None
+) -> AbstractContextManager[tuple[Path, Path]]:
+    """`widened_pair` of two models as `LLM` names them, in the shape that is called `name`; says on
+    standard error what of it is real."""
+    print(described(SHAPES[name]), file=sys.stderr)
+    pair = resolve_model(model), resolve_drafter(drafter)
+    return widened_pair(*pair, SHAPES[name], getattr(torch, dtype_name), into)
 
 
 @contextmanager

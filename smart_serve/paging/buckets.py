@@ -56,7 +56,7 @@ class Buckets(Generic[ResultT]):
         """Numbers of rows, rising."""
         self._cache = cache
         self._axes = axes
-        self._max_sequences = max_sequences or BUCKETS[-1]
+        self._max_sequences = max_sequences or self.rows[-1]
         self._max_slots = max_slots
         self._capture = capture or CudaCapture()
         self._buckets: list[Bucket[ResultT]] = []

@@ -7,9 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deploy import through_ray
 from deploy.through_ray import ThroughRay, widened
-from smart_serve.bench.simulator.shapes import ModelShape
+from smart_serve.bench.simulator.shapes import SHAPES, ModelShape
 from smart_serve.checkpoint import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_an_application_is_widened_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = ModelShape("small", 7, 512, 4, 4, 700, 700, context=512)
-    monkeypatch.setattr(through_ray, "SHAPES", {"small": shape})
+    monkeypatch.setitem(SHAPES, "small", shape)
     with widened({"policy": "eagle2"}, "small") as app:
         target, drafter = Path(app.pop("model")), Path(app.pop("drafter"))
         assert app == {"policy": "eagle2"}
