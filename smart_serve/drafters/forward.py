@@ -12,7 +12,7 @@ from smart_serve.paging.buckets import Buckets, Capture
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.pack import pack_rows
 from smart_serve.paging.ragged import ragged_rows
-from smart_serve.paging.rows import Ints, Rows
+from smart_serve.paging.rows import Ints, Rows, joined
 
 Inputs = Callable[[torch.Tensor], torch.Tensor]
 """Of the packed rows' tokens [N] the network's inputs [N, d]."""
@@ -21,7 +21,7 @@ Inputs = Callable[[torch.Tensor], torch.Tensor]
 class DraftForward(Protocol):
     """Packs rows and runs the network over them."""
 
-    def run(self, groups: Sequence[Sequence[Rows]], inputs: Inputs) -> tuple[Ints, torch.Tensor]:
+    def run(self, groups: Sequence[Rows], inputs: Inputs) -> tuple[Ints, torch.Tensor]:
         """Where each sequence's rows begin [B + 1], and the features [N, f], which stand until the
         next run."""
         ...
@@ -40,7 +40,7 @@ class EagerDraftForward:
         self._network = network
         self._cache = cache
 
-    def run(self, groups: Sequence[Sequence[Rows]], inputs: Inputs) -> tuple[Ints, torch.Tensor]:
+    def run(self, groups: Sequence[Rows], inputs: Inputs) -> tuple[Ints, torch.Tensor]:
         step = pack_rows(groups, self._cache, self._network.weight)
         return step.first_rows, self._network.forward(inputs(step.token_ids), step)
 
@@ -68,8 +68,8 @@ class GraphedDraftForward:
         self._buckets.capture(lambda step: network.forward(inputs[: len(step.token_ids)], step))
         self._inputs = inputs
 
-    def run(self, groups: Sequence[Sequence[Rows]], inputs: Inputs) -> tuple[Ints, torch.Tensor]:
-        step = ragged_rows([rows for group in groups for rows in group], self._block_tokens)
+    def run(self, groups: Sequence[Rows], inputs: Inputs) -> tuple[Ints, torch.Tensor]:
+        step = ragged_rows(joined(groups), self._block_tokens)
         bucket, rows = self._buckets.find(step.size), step.size.rows
         if bucket is None:
             return self._eager.run(groups, inputs)

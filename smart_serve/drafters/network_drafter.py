@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from smart_serve.drafters.draft_part import DraftPart
 from smart_serve.drafters.draft_tree import DraftTree, Held
 from smart_serve.drafters.forward import draft_forward
+from smart_serve.drafters.frontier import Frontier, committed_rows
 from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.protocol import (
     DraftBatch,
@@ -25,25 +25,16 @@ from smart_serve.drafters.protocol import (
 )
 from smart_serve.paging.blocks import BlockPool
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.paging.rows import Ints, Rows
+from smart_serve.paging.rows import Ints, picked
 from smart_serve.speculation.cost import Curve
 from smart_serve.speculation.growth import Growth
 from smart_serve.speculation.policies import make_grower
 from smart_serve.speculation.selector import ShapeChooser
-from smart_serve.speculation.tree import Forest
+from smart_serve.speculation.tree import FloatArray, Forest
 
 _LOG = logging.getLogger(__name__)
 JOINT_ROWS = 16
 """Inputs up to this long are attended in one padded group; longer ones (prompts) each alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Frontier:
-    """The rows of the last pass, whose children come next."""
-
-    features: torch.Tensor  # [F, f]
-    trees: Ints  # [F]
-    rows: Ints  # [F] row within its tree's expanded nodes; unused for roots
 
 
 class NetworkDrafter:
@@ -197,7 +188,7 @@ class NetworkDrafter:
     def _grow(self, parts: list[DraftPart]) -> Iterator[DraftPart]:
         """catch up → (children → keep → expand)*; a part is given back once its trees are grown."""
         trees = [tree for part in parts for tree in part.trees]
-        clock, depth = time.perf_counter(), 0
+        clock = time.perf_counter()
         frontier = self._catch_up(trees)
         while True:
             width = max(1, *(part.batch.growth.top_k for part in parts))
@@ -211,64 +202,64 @@ class NetworkDrafter:
             parts = [part for part in parts if part.num_frontier > 0]
             if not parts:
                 return
-            clock, depth = time.perf_counter(), depth + 1
-            frontier = self._expand(frontier, np.concatenate(chosen), token_ids, trees, depth)
+            clock = time.perf_counter()
+            frontier = self._expand(frontier, np.concatenate(chosen), token_ids, trees)
 
-    def _catch_up(self, trees: list[DraftTree]) -> _Frontier:
+    def _catch_up(self, trees: list[DraftTree]) -> Frontier:
         """Run the newly committed rows; the last row of each tree is its root's."""
         order = sorted(range(len(trees)), key=lambda i: len(trees[i].token_ids) > JOINT_ROWS)
-        rows = [trees[i].commit() for i in order]
-        short = [row for row in rows if len(row.token_ids) <= JOINT_ROWS]
-        groups = [short, *([row] for row in rows[len(short) :])]
-        items = [trees[i].item for i in order]
+        inputs = [trees[i] for i in order]
+        num_short = sum(len(tree.token_ids) <= JOINT_ROWS for tree in trees)
+        alone = [inputs[i : i + 1] for i in range(num_short, len(inputs))]
+        groups = [committed_rows(own) for own in (inputs[:num_short], *alone) if own]
+        items = [tree.item for tree in inputs]
         first_rows, features = self._forward.run(
             groups, lambda token_ids: self._network.committed_inputs(token_ids, items)
         )
-        last = np.empty(len(trees), np.int64)
-        last[order] = first_rows[1:] - 1
-        everything = np.arange(len(trees))
-        return _Frontier(features[torch.from_numpy(last)], everything, everything)
+        for tree in trees:
+            tree.commit()
+        positions = np.concatenate([rows.positions for rows in groups], axis=1)
+        roots = np.empty(len(trees), np.int64)
+        roots[order] = first_rows[1:] - 1
+        return Frontier.of_roots(picked(features, roots), positions[:, roots])
 
     def _expand(
-        self, frontier: _Frontier, chosen: Ints, token_ids: Ints, trees: list[DraftTree], depth: int
-    ) -> _Frontier:
-        """Run the chosen children ([F * k] indices) at `depth` (1 for children of roots)."""
+        self, frontier: Frontier, chosen: Ints, token_ids: Ints, trees: list[DraftTree]
+    ) -> Frontier:
+        """Run the chosen children ([F * k] indices)."""
         parents = chosen // token_ids.shape[1]
-        tree_of = frontier.trees[parents]
-        order = np.argsort(tree_of, kind="stable")
-        chosen_tokens = token_ids.reshape(-1)[chosen]
-        rows: list[Rows] = []
-        row_of = np.empty(len(chosen), np.int64)
-        for index in np.unique(tree_of):
-            mine = order[tree_of[order] == index]
-            tree = trees[index]
-            row_of[mine] = len(tree.visible) + np.arange(len(mine))
-            above = None if depth == 1 else frontier.rows[parents[mine]]
-            rows.append(tree.expand(chosen_tokens[mine], above, depth))
-        above_features = frontier.features[torch.from_numpy(parents[order])]
+        order = np.argsort(frontier.trees[parents], kind="stable")
+        is_ordered = bool((order[1:] > order[:-1]).all())
+        if not is_ordered:
+            chosen, parents = chosen[order], parents[order]
+        rows, below = frontier.below(parents, token_ids.reshape(-1)[chosen], trees)
+        above = picked(frontier.features, parents)
         _, features = self._forward.run(
-            [rows], lambda token_ids: self._network.node_inputs(token_ids, above_features)
+            [rows], lambda token_ids: self._network.node_inputs(token_ids, above)
         )
-        back = np.empty(len(chosen), np.int64)
-        back[order] = np.arange(len(chosen))
-        return _Frontier(features[torch.from_numpy(back)], tree_of, row_of)
+        if is_ordered:
+            return replace(below, features=features)
+        back = np.argsort(order)
+        return below.picked(back, picked(features, back))
 
-    def _children(self, features: torch.Tensor, top_k: int) -> tuple[Ints, NDArray[np.float64]]:
+    def _children(self, features: torch.Tensor, top_k: int) -> tuple[Ints, FloatArray]:
         """Best tokens, as the target counts them, and their log-probabilities, both [F, k]."""
         log_probs = torch.log_softmax(self._network.logits(features).float(), dim=-1)
         best = log_probs.topk(min(top_k, log_probs.shape[1]), dim=-1)
-        token_ids = best.indices.cpu().numpy()
+        # In one copy, for the host waits for each; a token id is exact in float64.
+        both = torch.cat((best.indices.double(), best.values.double())).cpu().numpy()
+        token_ids = both[: len(features)].astype(np.int64)
         if self._network.target_ids is not None:
             token_ids = self._network.target_ids[token_ids]
-        return token_ids, best.values.double().cpu().numpy()
+        return token_ids, both[len(features) :]
 
     def _chosen(
         self,
         parts: list[DraftPart],
-        frontier: _Frontier,
+        frontier: Frontier,
         trees: list[DraftTree],
         token_ids: Ints,
-        log_probs: NDArray[np.float64],
+        log_probs: FloatArray,
     ) -> list[Ints]:
         """For each part the children to expand, as indices into the flattened [F * k] of all."""
         chosen, first, width = [], 0, token_ids.shape[1]

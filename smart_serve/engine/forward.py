@@ -13,7 +13,7 @@ from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.pack import pack_rows
 from smart_serve.paging.rows import PackedStep, Rows
 
-RowGroups = Seq[Seq[Rows]]
+RowGroups = Seq[Rows]
 ImageRows = Mapping[int, torch.Tensor]
 
 

@@ -7,7 +7,7 @@ from smart_serve.models.target import Hidden, TargetModel
 from smart_serve.paging.buckets import Buckets, Capture
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.ragged import ragged_rows
-from smart_serve.paging.rows import PackedStep
+from smart_serve.paging.rows import PackedStep, joined
 from smart_serve.progress import show_progress
 
 
@@ -48,7 +48,7 @@ class GraphedForward:
     def run(self, groups: RowGroups, images: ImageRows) -> tuple[PackedStep, Hidden]:
         if images:
             return self._eager.run(groups, images)
-        step = ragged_rows([rows for group in groups for rows in group], self._block_tokens)
+        step = ragged_rows(joined(groups), self._block_tokens)
         bucket = self._buckets.find(step.size)
         if bucket is None:
             return self._eager.run(groups, images)

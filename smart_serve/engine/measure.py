@@ -10,7 +10,7 @@ import torch
 from smart_serve.engine.forward import Forward
 from smart_serve.models.target import TargetModel
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.paging.rows import Rows
+from smart_serve.paging.rows import Rows, causal_rows
 from smart_serve.progress import show_progress
 from smart_serve.speculation.cost import CostTable, are_alike
 from smart_serve.speculation.cost_grid import CostGrid, Room
@@ -59,25 +59,22 @@ def still_holds(table: CostTable, model: TargetModel, forward: Forward, grid: Co
     return are_alike(known, found)
 
 
-def _rows(model: TargetModel, batch: int, rows: int, context: int, block_tokens: int) -> list[Rows]:
+def _rows(model: TargetModel, batch: int, rows: int, context: int, block_tokens: int) -> Rows:
     blocks_each = -(-(context + rows) // block_tokens)
     indices, rope = context + np.arange(rows), model.rope_positions(())
     # On as many axes as a served step has: only then do captured graphs take it.
-    positions = indices if rope is None else rope.at(indices)
-    return [
-        Rows(
-            blocks=list(range(1 + i * blocks_each, 1 + (i + 1) * blocks_each)),
-            num_committed=context,
-            token_ids=np.zeros(rows, np.int64),
-            positions=positions,
-            visible=np.tri(rows, dtype=np.bool_),
-        )
-        for i in range(batch)
-    ]
+    positions = indices[None] if rope is None else rope.at(indices)
+    return causal_rows(
+        blocks=[range(1 + i * blocks_each, 1 + (i + 1) * blocks_each) for i in range(batch)],
+        num_committed=np.full(batch, context),
+        lengths=np.full(batch, rows),
+        token_ids=np.zeros(batch * rows, np.int64),
+        positions=np.tile(positions, batch),
+    )
 
 
 @torch.inference_mode()
-def _time_ms(model: TargetModel, forward: Forward, rows: list[Rows], repeats: int) -> float:
+def _time_ms(model: TargetModel, forward: Forward, rows: Rows, repeats: int) -> float:
     samples = []
     for _ in range(1 + repeats):
         clock = time.perf_counter()

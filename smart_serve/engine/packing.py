@@ -14,41 +14,76 @@ from numpy.typing import NDArray
 
 from smart_serve.engine.scheduler import PrefillChunk, StepWork
 from smart_serve.engine.sequence import Sequence
-from smart_serve.paging.rows import Ints, Rows
+from smart_serve.paging.rows import Ints, Rows, causal_rows, single_bits, words_for
 from smart_serve.speculation.tree import Forest
 
 
-def tree_rows(sequence: Sequence, forest: Forest, index: int) -> Rows:
-    """The pending token and tree `index` of the forest."""
-    begin, end = int(forest.offsets[index]), int(forest.offsets[index + 1])
-    depths = np.concatenate(([0], forest.depths[begin:end]))
-    parents = forest.parents[begin:end]
-    committed = sequence.num_computed
+def tree_rows(sequences: Seq[Sequence], forest: Forest) -> Rows:
+    """Each sequence's pending token and its tree of the forest."""
+    sizes = forest.sizes
+    trees = np.arange(forest.num_trees)
+    first_rows = forest.offsets + np.arange(forest.num_trees + 1)
+    roots, lengths = first_rows[:-1], sizes + 1
+    nodes = np.arange(forest.num_nodes) + np.repeat(trees, sizes) + 1
+    committed = np.array([sequence.num_computed for sequence in sequences], np.int64)
+    token_ids = np.empty(int(first_rows[-1]), np.int64)
+    token_ids[roots] = [sequence.tokens[-1] for sequence in sequences]
+    token_ids[nodes] = forest.token_ids
+    indices = np.repeat(committed, lengths)
+    # Whoever is in a tree sees its root.
+    prefixes = indices + 1
+    indices[nodes] += forest.depths
     return Rows(
-        blocks=sequence.blocks,
+        blocks=[sequence.blocks for sequence in sequences],
+        first_rows=first_rows,
         num_committed=committed,
-        token_ids=np.concatenate(([sequence.tokens[-1]], forest.token_ids[begin:end])),
-        positions=sequence.positions_of(committed + depths),
-        visible=ancestors(parents),
+        num_slots=committed + lengths,
+        token_ids=token_ids,
+        positions=_positions(sequences, indices, first_rows),
+        prefixes=prefixes,
+        ancestors=_node_bits(forest, nodes, np.repeat(roots, sizes), len(token_ids)),
     )
 
 
 def chunk_rows(chunk: PrefillChunk) -> Rows:
     """A stretch of a prompt, causal within itself."""
     sequence, end = chunk.sequence, chunk.start + chunk.length
-    return Rows(
-        blocks=sequence.blocks,
-        num_committed=chunk.start,
-        token_ids=np.asarray(sequence.tokens[chunk.start : end], np.int64),
-        positions=sequence.positions_of(np.arange(chunk.start, end)),
-        visible=np.tri(chunk.length, dtype=np.bool_),
+    ids = np.array(sequence.tokens[chunk.start : end], np.int64)
+    indices = np.arange(chunk.start, end)
+    positions = _positions((sequence,), indices, np.array((0, chunk.length)))
+    start, length = np.array([chunk.start]), np.array([chunk.length])
+    return causal_rows((sequence.blocks,), start, length, ids, positions)
+
+
+def step_rows(work: StepWork, forest: Forest) -> list[Rows]:
+    """Rows of all sequences, in groups of similar length: the trees, and each chunk by itself."""
+    trees = [tree_rows(work.decodes, forest)] if work.decodes else []
+    return [*trees, *(chunk_rows(chunk) for chunk in work.prefills)]
+
+
+def _positions(sequences: Seq[Sequence], indices: Ints, first_rows: Ints) -> Ints:
+    """RoPE positions [axes, N] of the tokens at `indices` [N]."""
+    ropes = [sequence.rope for sequence in sequences if sequence.rope is not None]
+    if not ropes:
+        return indices[None]
+    stretches = np.split(indices, first_rows[1:-1])
+    return np.concatenate(
+        [rope.at(own) for rope, own in zip(ropes, stretches, strict=True)], axis=1
     )
 
 
-def step_rows(work: StepWork, forest: Forest) -> list[list[Rows]]:
-    """Rows of all sequences, in groups of similar length: the trees, and each chunk by itself."""
-    trees = [tree_rows(sequence, forest, i) for i, sequence in enumerate(work.decodes)]
-    return [trees, *([chunk_rows(chunk)] for chunk in work.prefills)]
+def _node_bits(forest: Forest, nodes: Ints, roots: Ints, num_rows: int) -> Ints:
+    """`Rows.ancestors` of the rows of all trees; `nodes` [M] are the forest's among them, and
+    `roots` [M] those of their trees."""
+    places = nodes - roots
+    words = words_for(int(places.max(initial=0)) + 1)
+    bits = np.zeros((num_rows, words), np.int64)
+    own, parents = single_bits(places, words), roots + forest.parents
+    # A layer at a time: the bits of parents are then complete.
+    for depth in range(1, int(forest.depths.max(initial=0)) + 1):
+        layer = np.flatnonzero(forest.depths == depth)
+        bits[nodes[layer]] = bits[parents[layer]] | own[layer]
+    return bits
 
 
 def ancestors(parents: Ints) -> NDArray[np.bool_]:

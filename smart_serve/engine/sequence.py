@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from smart_serve.messages import FinishReason, GenerateRequest, RequestStats
 from smart_serve.models.rope import RopePositions
@@ -92,7 +91,7 @@ class Sequence:
         self.num_prompt = len(request.token_ids)
         self.num_computed = 0
         """Tokens whose KV is committed to the cache."""
-        self.blocks: list[int] = []
+        self.blocks: array[int] = array("q")
         self.block_keys: list[bytes] = []
         """Of its first full blocks, as many as were asked for so far."""
         self.num_published = 0
@@ -121,10 +120,6 @@ class Sequence:
         """Its own newest token is pending. The last token of a prompt is not: it may be a
         picture's, whose features only a prefill chunk places."""
         return self.num_uncomputed == 1 and self.num_generated > 0
-
-    def positions_of(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """RoPE positions of the tokens at `indices` [n]: the same, or [3, n] under M-RoPE."""
-        return indices if self.rope is None else self.rope.at(indices)
 
     def rewind(self) -> None:
         """It holds no KV blocks any more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableSequence, Sequence
 
 
 class BlockPool:
@@ -41,7 +41,7 @@ class BlockPool:
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_tokens)
 
-    def grow(self, blocks: list[int], num_tokens: int) -> bool:
+    def grow(self, blocks: MutableSequence[int], num_tokens: int) -> bool:
         """Extend `blocks` in place to hold `num_tokens`; False, and nothing changed, if the pool
         has too few."""
         missing = self.blocks_for(num_tokens) - len(blocks)
@@ -54,13 +54,13 @@ class BlockPool:
             self._readers[blocks[-1]] = 1
         return True
 
-    def release(self, blocks: list[int], keep_tokens: int = 0) -> None:
+    def release(self, blocks: MutableSequence[int], keep_tokens: int = 0) -> None:
         """Give back, in place, all blocks beyond those that hold `keep_tokens`."""
         keep = self.blocks_for(keep_tokens)
         while len(blocks) > keep:
             self._drop(blocks.pop())
 
-    def adopt(self, blocks: list[int], index: int, key: bytes) -> bool:
+    def adopt(self, blocks: MutableSequence[int], index: int, key: bytes) -> bool:
         """Make the block published under `key` number `index` of `blocks`, instead of the one
         there or after the last; False, and nothing changed, if there is none."""
         block = self._block_of.get(key)
@@ -75,7 +75,7 @@ class BlockPool:
             blocks[index] = block
         return True
 
-    def publish(self, blocks: list[int], index: int, key: bytes) -> None:
+    def publish(self, blocks: MutableSequence[int], index: int, key: bytes) -> None:
         """Block number `index` of `blocks` is full and committed: others may find it by `key`.
 
         If another block is published under the key already, it takes this one's place.
@@ -84,7 +84,7 @@ class BlockPool:
             self._block_of[key] = blocks[index]
             self._key_of[blocks[index]] = key
 
-    def disown(self, blocks: list[int]) -> list[int]:
+    def disown(self, blocks: Sequence[int]) -> list[int]:
         """What `blocks` hold is not to be trusted: no one shall find them from now on. Returns
         those that have no other reader."""
         for block in blocks:
@@ -98,7 +98,7 @@ class BlockPool:
         self._key_of.clear()
         self._block_of.clear()
 
-    def check(self, owners: Iterable[list[int]]) -> None:
+    def check(self, owners: Iterable[Sequence[int]]) -> None:
         """The accounts add up when `owners` are all the lists of blocks that are held."""
         held = Counter(block for blocks in owners for block in blocks)
         readers = {block: count for block, count in enumerate(self._readers) if count}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -38,7 +40,7 @@ class KvCache:
         self.features: torch.Tensor | None = None
         """[slots, F]"""
 
-    def slots(self, blocks: list[int], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def slots(self, blocks: Sequence[int], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Cache slots [n] of a sequence's `positions` [n], by its block table."""
         table = np.asarray(blocks, np.int64)
         block_of = table[positions // self.block_tokens]

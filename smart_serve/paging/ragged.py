@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +11,6 @@ from kernels.tree_attention import TILE_ROWS, RaggedAttention
 from smart_serve.models.attention_step import AttentionStep
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.rows import Ints, PackedStep, Rows
-
-WORD_BITS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +76,17 @@ class RaggedBuffer:
 
     def __init__(self, size: RaggedSize, device: torch.device) -> None:
         self.size = size
-        self._lengths = [int(np.prod(shape)) for shape in size.shapes]
+        lengths = [int(np.prod(shape)) for shape in size.shapes]
+        self._num_fixed = sum(lengths[:-1])
         on_gpu = device.type == "cuda"
-        self._host = torch.zeros(sum(self._lengths), dtype=torch.int64, pin_memory=on_gpu)
-        self._device = torch.zeros(sum(self._lengths), dtype=torch.int64, device=device)
-        parts = self._device.split(self._lengths)
+        self._host = torch.zeros(sum(lengths), dtype=torch.int64, pin_memory=on_gpu)
+        self._device = torch.zeros(sum(lengths), dtype=torch.int64, device=device)
+        self._numbers = self._host.numpy()
+        self._parts = [
+            part.view(shape).numpy()
+            for part, shape in zip(self._host.split(lengths), size.shapes, strict=True)
+        ]
+        parts = self._device.split(lengths)
         views = [part.view(shape) for part, shape in zip(parts, size.shapes, strict=True)]
         self._token_ids, self._positions, self._slots = views[:3]
         self._prefixes, self._ancestors, self._tiles, self._sequences, self._blocks = views[3:]
@@ -93,23 +96,23 @@ class RaggedBuffer:
 
         Rows beyond it (all of them for None) are padding: they write to block 0 and see nothing.
         """
-        host = self._host.numpy()
-        fixed = len(host) - self._lengths[-1]
-        host[:fixed] = 0  # a few kilobytes, against stale numbers in unused places
-        flat = np.split(host, np.cumsum(self._lengths)[:-1])
-        parts = [part.reshape(shape) for part, shape in zip(flat, self.size.shapes, strict=True)]
+        # A few kilobytes, against stale numbers in unused places.
+        self._numbers[: self._num_fixed] = 0
         used = RaggedSize(self.size.axes, 0, 0, 0, 0, 0)
         if step is not None:
             used = step.size
-            for part, own in zip(parts, step.parts, strict=True):
-                part[tuple(slice(length) for length in own.shape)] = own
-        *_, tiles, sequences, _ = parts
+            for part, own in zip(self._parts, step.parts, strict=True):
+                if own.ndim == 1:
+                    part[: len(own)] = own
+                else:
+                    part[: own.shape[0], : own.shape[1]] = own
+        *_, tiles, sequences, _ = self._parts
         if self.size.sequences > used.sequences:
             # Everything that is left over belongs to a sequence without slots.
             sequences[used.sequences, 0] = self.size.rows
             tiles[used.tiles :, 0] = used.sequences
             tiles[used.tiles :, 1] = used.rows + TILE_ROWS * np.arange(len(tiles) - used.tiles)
-        sent = fixed + used.blocks
+        sent = self._num_fixed + used.blocks
         self._device[:sent].copy_(self._host[:sent], non_blocking=True)
 
     def packed(self, cache: KvCache, first_rows: Ints, max_slots: int) -> PackedStep:
@@ -128,58 +131,35 @@ class RaggedBuffer:
         return PackedStep(self._token_ids, positions, step, first_rows)
 
 
-def pack_ragged(rows: Sequence[Rows], cache: KvCache) -> PackedStep:
+def pack_ragged(rows: Rows, cache: KvCache) -> PackedStep:
     """One forward over `rows`, on the cache's device, in memory of its own."""
     step = ragged_rows(rows, cache.block_tokens)
     buffer = RaggedBuffer(step.size, cache.keys[0].device)
     buffer.fill(step)
-    return buffer.packed(cache, step.first_rows, max(r.num_slots for r in rows))
+    return buffer.packed(cache, step.first_rows, int(rows.num_slots.max()))
 
 
-def ragged_rows(rows: Sequence[Rows], block_tokens: int) -> RaggedRows:
+def ragged_rows(rows: Rows, block_tokens: int) -> RaggedRows:
     """The numbers of one forward over `rows`, in the same order."""
-    lengths = np.asarray([len(r.token_ids) for r in rows])
-    num_slots = np.asarray([r.num_slots for r in rows])
-    committed = np.asarray([r.num_committed for r in rows])
-    first_rows = np.concatenate(([0], np.cumsum(lengths)))
-    blocks_each = -(-num_slots // block_tokens)
-    table_starts = np.concatenate(([0], np.cumsum(blocks_each)))
-    blocks = np.concatenate(
-        [np.asarray(r.blocks[:n], np.int64) for r, n in zip(rows, blocks_each, strict=True)]
-    )
-    sequence_of = np.repeat(np.arange(len(rows)), lengths)
-    row_in = np.arange(first_rows[-1]) - first_rows[sequence_of]
-    slot_positions = (num_slots - lengths)[sequence_of] + row_in
-    block_of = blocks[table_starts[sequence_of] + slot_positions // block_tokens]
-    tiles_each = -(-lengths // TILE_ROWS)
-    tile_of = np.repeat(np.arange(len(rows)), tiles_each)
-    first_tiles = np.concatenate(([0], np.cumsum(tiles_each)))
-    tile_in = np.arange(first_tiles[-1]) - first_tiles[tile_of]
-    runs, ancestors = _window_bits(rows, first_rows)
+    tables = rows.tables(block_tokens)
+    firsts, ends = rows.first_rows[:-1], rows.first_rows[1:]
     return RaggedRows(
-        token_ids=np.concatenate([r.token_ids for r in rows]),
-        positions=np.concatenate([np.atleast_2d(r.positions) for r in rows], axis=1),
-        slots=block_of * block_tokens + slot_positions % block_tokens,
-        prefixes=committed[sequence_of] + runs,
-        ancestors=ancestors,
-        tiles=np.stack((tile_of, first_rows[tile_of] + TILE_ROWS * tile_in), axis=1),
-        sequences=np.stack((first_rows[1:], committed, num_slots, table_starts[:-1]), axis=1),
-        blocks=blocks,
-        first_rows=first_rows,
+        token_ids=rows.token_ids,
+        positions=rows.positions,
+        slots=rows.slots(tables, block_tokens),
+        prefixes=rows.prefixes,
+        ancestors=rows.ancestors,
+        tiles=_tiles(firsts, rows.lengths),
+        sequences=np.array((ends, rows.num_committed, rows.num_slots, tables[1])).T,
+        blocks=tables[0],
+        first_rows=rows.first_rows,
     )
 
 
-def _window_bits(rows: Sequence[Rows], first_rows: Ints) -> tuple[Ints, Ints]:
-    """Of what each row sees beyond the committed slots: how many come without a gap [N], and all
-    of it in bits [N, W]. Causal rows have no gap and need no bits, however many there are."""
-    widths = [r.visible.shape[1] for r in rows]
-    columns = WORD_BITS * (max(widths) // WORD_BITS + 1)  # the last one stays empty
-    seen = np.zeros((int(first_rows[-1]), columns), np.bool_)
-    for first, width, r in zip(first_rows, widths, rows, strict=False):
-        seen[first : first + len(r.visible), :width] = r.visible
-    runs = seen.argmin(axis=1)
-    has_gap = np.logical_or.reduceat(seen.sum(axis=1) > runs, first_rows[:-1])
-    widest = int(max(np.asarray(widths)[has_gap], default=1))
-    words = -(-widest // WORD_BITS)
-    packed = np.packbits(seen[:, : words * WORD_BITS], axis=1, bitorder="little")
-    return runs, packed.view("<i8")
+def _tiles(first_rows: Ints, lengths: Ints) -> Ints:
+    """[T, 2] of sequences that begin at `first_rows` and are so long: sequence, first row."""
+    counts = -(-lengths // TILE_ROWS)
+    sequence = np.repeat(np.arange(len(lengths)), counts)
+    # Tiles of a sequence are counted from its first one.
+    place = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.array((sequence, first_rows[sequence] + TILE_ROWS * place)).T

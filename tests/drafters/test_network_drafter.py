@@ -23,7 +23,7 @@ from dense_draft import (
 )
 from small_models import VOCAB
 
-from smart_serve.drafters import draft_tree, network_drafter
+from smart_serve.drafters import frontier, network_drafter
 from smart_serve.drafters.network_drafter import NetworkDrafter
 from smart_serve.drafters.protocol import DraftBatch, DrafterUnavailable, DraftInput
 from smart_serve.paging import buckets
@@ -147,13 +147,12 @@ def test_a_wrong_position_would_show(pair: Pair, monkeypatch: pytest.MonkeyPatch
     """The control: with nodes of a layer one position off the comparison must fail."""
     drafter, dense = pair
     growers = record_layers(monkeypatch)
-    real = draft_tree.Rows
+    real = frontier.Rows
 
-    def shifted(**fields: object) -> draft_tree.Rows:
-        is_tree = fields["num_committed"] != 0
-        return real(**{**fields, "positions": fields["positions"] + is_tree})
+    def shifted(**fields: object) -> frontier.Rows:
+        return real(**{**fields, "positions": fields["positions"] + 1})
 
-    monkeypatch.setattr(draft_tree, "Rows", shifted)
+    monkeypatch.setattr(frontier, "Rows", shifted)
     history = History(drafter.info)
     drafter.propose(DraftBatch((history.extend(np.random.default_rng(1), 9),), PLAN))
     with pytest.raises(AssertionError):

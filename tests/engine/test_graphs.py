@@ -24,7 +24,7 @@ from smart_serve.models.qwen2_vl import Qwen2VLForCausalLM
 from smart_serve.models.target import TargetModel
 from smart_serve.paging import buckets
 from smart_serve.paging.kv_cache import KvCache
-from smart_serve.paging.rows import Rows
+from smart_serve.paging.rows import Rows, causal_rows
 
 BUCKETS = (2, 8)
 
@@ -46,22 +46,17 @@ def graphed(engine: Engine) -> tuple[GraphedForward, Recorder]:
     return forward, recorder
 
 
-def rows_of(engine: Engine, sizes: list[int]) -> list[Rows]:
+def rows_of(engine: Engine, sizes: list[int]) -> Rows:
     """Chains of `sizes` tokens behind 6, 12, … others, each in blocks of its own."""
-    found, block = [], 1
-    for i, size in enumerate(sizes, start=1):
-        count = engine.scheduler.pool.blocks_for(6 * i + size)
-        found.append(
-            Rows(
-                blocks=list(range(block, block + count)),
-                num_committed=6 * i,
-                token_ids=3 + np.arange(size),
-                positions=6 * i + np.arange(size),
-                visible=np.tri(size, dtype=np.bool_),
-            )
-        )
-        block += count
-    return found
+    lengths, contexts = np.array(sizes), 6 * np.arange(1, len(sizes) + 1)
+    counts = [engine.scheduler.pool.blocks_for(n) for n in (contexts + lengths).tolist()]
+    ends = 1 + np.cumsum(counts)
+    return causal_rows(
+        blocks=[range(end - count, end) for count, end in zip(counts, ends.tolist(), strict=True)],
+        num_committed=contexts,
+        lengths=lengths,
+        token_ids=np.concatenate([3 + np.arange(size) for size in sizes]),
+    )
 
 
 def test_answers_are_generates(small_llama: Path, cases: list[Case]) -> None:

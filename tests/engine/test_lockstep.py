@@ -14,6 +14,7 @@ from engine_rig import Case, answers, make_engine
 from small_models import VOCAB
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from smart_serve.engine import packing
 from smart_serve.engine.engine import Engine
 from smart_serve.engine.scheduler import Scheduler
 from smart_serve.engine.sequence import Sequence
@@ -158,7 +159,12 @@ def moves_miss_by_one(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
 
 def positions_miss_by_one(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     """Of rows beyond the first 64, so that it shows late only."""
-    monkeypatch.setattr(Sequence, "positions_of", lambda self, indices: indices + (indices >= 64))
+    honest = packing._positions
+
+    def late(sequences: object, indices: np.ndarray, first_rows: np.ndarray) -> np.ndarray:
+        return honest(sequences, indices + (indices >= 64), first_rows)
+
+    monkeypatch.setattr(packing, "_positions", late)
 
 
 def blocks_are_published_a_token_early(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:

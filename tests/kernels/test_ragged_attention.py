@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from dense_rows import dense_rows, seen_by
 from triton_interpreter import DEVICE, GPU_MARKS
 
 from kernels.gpu.tree_attention import attend, num_splits
@@ -16,7 +17,7 @@ from smart_serve.models.target import KvShape
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.padded import pack_padded
 from smart_serve.paging.ragged import RaggedBuffer, pack_ragged, ragged_rows
-from smart_serve.paging.rows import Rows
+from smart_serve.paging.rows import Rows, joined
 
 BLOCK_TOKENS = 8
 pytestmark = GPU_MARKS
@@ -43,7 +44,8 @@ class Case:
         self.shape = shape
         rng, generator = np.random.default_rng(1), torch.Generator().manual_seed(1)
         self.rows = self._rows(rng)
-        num_blocks = 1 + max(max(r.blocks) for r in self.rows)
+        self.together = joined(self.rows)
+        num_blocks = 1 + max(max(blocks) for blocks in self.together.blocks)
         size = (num_blocks, BLOCK_TOKENS, shape.kv_heads, shape.dim)
         self.keys = torch.randn(size, generator=generator).to(shape.dtype).to(DEVICE)
         self.values = torch.randn(size, generator=generator).to(shape.dtype).to(DEVICE)
@@ -69,11 +71,11 @@ class Case:
             if i not in shape.causal:
                 visible = ancestors(np.asarray([rng.integers(0, r) for r in range(1, size)], int))
             zeros = np.zeros(n, np.int64)
-            rows.append(Rows(blocks[i].tolist(), context, zeros, zeros, visible[-n:]))
+            rows.append(dense_rows(blocks[i].tolist(), context, zeros, zeros, visible[-n:]))
         return rows
 
     def ragged(self) -> RaggedAttention:
-        rows = pack_ragged(self.rows, self.cache).attention.rows
+        rows = pack_ragged(self.together, self.cache).attention.rows
         assert isinstance(rows, RaggedAttention)
         return rows
 
@@ -94,12 +96,11 @@ class Case:
         """Dense softmax, sequence by sequence, in plain PyTorch."""
         outputs, first = [], 0
         for r in self.rows:
-            n, table = len(r.token_ids), torch.tensor(r.blocks)
-            visible = torch.ones(n, r.num_slots, dtype=torch.bool)
-            visible[:, r.num_committed :] = torch.from_numpy(r.visible)
+            n, num_slots = len(r.token_ids), int(r.num_slots[0])
+            table, visible = torch.tensor(r.blocks[0]), torch.from_numpy(seen_by(r))
             repeat = self.shape.heads // self.shape.kv_heads
             keys, values = (
-                x.cpu()[table].flatten(0, 1)[: r.num_slots].to(dtype).repeat_interleave(repeat, 1)
+                x.cpu()[table].flatten(0, 1)[:num_slots].to(dtype).repeat_interleave(repeat, 1)
                 for x in (self.keys, self.values)
             )
             query = self.query[first : first + n].cpu().to(dtype)
@@ -154,7 +155,9 @@ def test_the_long_context_was_split() -> None:
 
 def test_both_forms_agree() -> None:
     case = Case(TREES)
-    padded = pack_padded([case.rows[:2], case.rows[2:]], case.cache, case.keys).attention.rows
+    padded = pack_padded(
+        [joined(case.rows[:2]), joined(case.rows[2:])], case.cache, case.keys
+    ).attention.rows
     expected = tree_attention(case.query, case.keys, case.values, padded, case.scale)
     torch.testing.assert_close(case.attend(case.ragged()), expected, atol=1e-5, rtol=0)
 
@@ -173,13 +176,13 @@ def test_wrong_numbers_show(wrong: str) -> None:
     elif wrong == "another's block":
         ragged.blocks[1] = ragged.blocks[-1]
     else:
-        ragged.prefixes[3] += 1
+        ragged.prefixes[1] += 2  # A root sees its first child.
     assert case.error(case.attend(ragged)) > 100 * case.allowed
 
 
 def test_padding_changes_nothing_and_gives_zeros() -> None:
     case = Case(TREES)
-    step = ragged_rows(case.rows, BLOCK_TOKENS)
+    step = ragged_rows(case.together, BLOCK_TOKENS)
     exact = case.attend(case.ragged())
     tiles, blocks = 96 // TILE_ROWS + 9, step.size.blocks + 5
     size = replace(step.size, rows=96, words=3, tiles=tiles, sequences=9, blocks=blocks)

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from dense_rows import dense_rows
 
 from kernels.tree_attention import AttentionGroup, tree_attention
 from smart_serve.models.target import KvShape
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.padded import pack_padded
-from smart_serve.paging.rows import Rows
+from smart_serve.paging.rows import Rows, joined
 
 BLOCK = 4
 TOGETHER, APART = [3, 4, 5], [9, 2, 7]
@@ -32,7 +33,7 @@ def rows_at(blocks: list[int], num_rows: int, *, earlier: int = 0) -> Rows:
     """Rows of a tree after seven tokens; `earlier`: rows of passes before, one of them unseen."""
     visible = np.tri(num_rows, num_rows + earlier, earlier, dtype=np.bool_)
     visible[:, :1] &= earlier == 0
-    return Rows(blocks, 7, np.zeros(num_rows, np.int64), 7 + np.arange(num_rows), visible)
+    return dense_rows(blocks, 7, np.zeros(num_rows, np.int64), 7 + np.arange(num_rows), visible)
 
 
 def attended(cache: KvCache, group: AttentionGroup, num_rows: int) -> torch.Tensor:
@@ -45,7 +46,7 @@ def test_a_run_of_blocks_reads_what_scattered_blocks_do(num_rows: int, earlier: 
     cache, like = cache_with_both(), torch.zeros(0)
     groups = []
     for blocks in (TOGETHER, APART):
-        step = pack_padded([[rows_at(blocks, num_rows, earlier=earlier)]], cache, like)
+        step = pack_padded([rows_at(blocks, num_rows, earlier=earlier)], cache, like)
         groups.append(step.attention.rows[0])
     together, apart = groups
     assert together.run == range(3, 3 + -(-(7 + num_rows + earlier) // BLOCK))
@@ -60,6 +61,6 @@ def test_a_run_of_blocks_reads_what_scattered_blocks_do(num_rows: int, earlier: 
 
 def test_sequences_of_a_batch_are_gathered() -> None:
     step = pack_padded(
-        [[rows_at(TOGETHER, 1), rows_at(APART, 1)]], cache_with_both(), torch.zeros(0)
+        [joined([rows_at(TOGETHER, 1), rows_at(APART, 1)])], cache_with_both(), torch.zeros(0)
     )
     assert step.attention.rows[0].run is None

@@ -27,7 +27,7 @@ from smart_serve.engine.engine import Engine
 from smart_serve.engine.forward import EagerForward, Forward, ImageRows, RowGroups
 from smart_serve.engine.measure import cost_grid
 from smart_serve.models.target import Hidden
-from smart_serve.paging.rows import PackedStep
+from smart_serve.paging.rows import PackedStep, joined
 from smart_serve.speculation.cost import Curve
 
 SHAPE = SHAPES["llava-1.5-7b"]
@@ -81,10 +81,9 @@ class PacedForward:
     def run(self, groups: RowGroups, images: ImageRows) -> tuple[PackedStep, Hidden]:
         begun_s = time.perf_counter()
         done = self._forward.run(groups, images)
-        rows = [one for group in groups for one in group]
-        context = sum(one.num_committed for one in rows) / len(rows)
-        num_tokens = sum(len(one.token_ids) for one in rows)
-        self._pace.keep(begun_s, self._machine.verify_ms(num_tokens, len(rows), context))
+        rows = joined(groups)
+        context, num_tokens = float(rows.num_committed.mean()), len(rows.token_ids)
+        self._pace.keep(begun_s, self._machine.verify_ms(num_tokens, len(rows.blocks), context))
         return done
 
 
