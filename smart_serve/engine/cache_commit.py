@@ -25,10 +25,10 @@ class CacheCommit:
         self._rows: list[Ints] = []
         self._places: list[Ints] = []
 
-    def add_rows(self, first_row: int, rows: Ints) -> None:
-        """Rows [n] of a sequence that begins at packed row `first_row` are committed."""
-        self._rows.append(first_row + rows)
-        self._places.append(first_row + np.arange(len(rows)))
+    def add_rows(self, rows: Ints, places: Ints) -> None:
+        """Packed rows [n] are committed, in the places of `places` [n]."""
+        self._rows.append(rows)
+        self._places.append(places)
 
     def apply(self, walk: Walk, first_rows: Ints, features: torch.Tensor) -> None:
         """`walk` through the trees, each of which begins at one of the `first_rows`; `features`

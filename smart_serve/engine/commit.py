@@ -13,6 +13,7 @@ from smart_serve.engine.sequence import Sequence
 from smart_serve.engine.verify import Verified
 from smart_serve.messages import TokenLogprob
 from smart_serve.paging.kv_cache import KvCache
+from smart_serve.paging.rows import Ints
 
 _NOT_FINITE = "the model's output is not finite"
 _NOT_DRAWN = "no token could be drawn with the request's sampling parameters"
@@ -27,10 +28,8 @@ class StepCommit:
         drafted: Drafted,
         verified: Verified,
         cache: KvCache,
-        eos_token_ids: frozenset[int],
     ) -> None:
-        self._work, self._forest, self._verified = work, drafted.forest, verified
-        self._eos_token_ids = eos_token_ids
+        self._work, self._verified = work, verified
         self._cache = CacheCommit(cache, verified.slots)
         self.accepted: NDArray[np.bool_] = np.zeros(drafted.forest.num_nodes, np.bool_)
         """[M] of the draft nodes."""
@@ -38,7 +37,7 @@ class StepCommit:
     def apply(self) -> list[Emission]:
         """Advance every sequence; accepted nodes' keys and values move to the front."""
         verified, decodes = self._verified, self._work.decodes
-        emissions = [self._tree(i, sequence) for i, sequence in enumerate(decodes)]
+        emissions = self._trees() if decodes else []
         drawn_row = num_tree_rows = int(verified.first_rows[len(decodes)])
         for i, chunk in enumerate(self._work.prefills, start=len(decodes)):
             rows = slice(int(verified.first_rows[i]), int(verified.first_rows[i + 1]))
@@ -51,22 +50,39 @@ class StepCommit:
         self._cache.apply(verified.drawn.walk, verified.first_rows, verified.hidden.features)
         return emissions
 
-    def _tree(self, index: int, sequence: Sequence) -> Emission:
-        """The accepted path of one tree, and the bonus token behind it."""
-        first, last = (int(row) for row in self._verified.first_rows[index : index + 2])
-        drawn = self._verified.drawn
-        if not drawn.is_finite[first:last].all():
-            return failed(sequence, _NOT_FINITE)
-        if sequence.id in drawn.faulty:
-            return failed(sequence, _NOT_DRAWN)
-        path = drawn.path(index)
-        nodes = int(self._forest.offsets[index]) + path[1:] - 1
-        self.accepted[nodes] = True
-        bonus = int(drawn.token_ids[first + path[-1]])
-        tokens = [*self._forest.token_ids[nodes].tolist(), bonus]
-        self._cache.add_rows(first, path)
-        said = drawn.logprobs.at(sequence, (first + path).tolist())
-        return self._advance(sequence, tokens, len(path), said)
+    def _trees(self) -> list[Emission]:
+        """The accepted path of every tree, and the bonus token behind it."""
+        decodes, drawn = self._work.decodes, self._verified.drawn
+        first_rows = self._verified.first_rows[: len(decodes) + 1]
+        roots, counts = first_rows[:-1], drawn.lengths + 1
+        ends = np.cumsum(counts)
+        rows = drawn.committed_rows(roots)
+        places = np.arange(len(rows)) + np.repeat(roots - ends + counts, counts)
+        is_finite = np.logical_and.reduceat(drawn.is_finite[: first_rows[-1]], roots)
+        emissions: list[Emission] = []
+        is_good = np.ones(len(decodes), np.bool_)
+        tokens, begin = drawn.token_ids[rows].tolist(), 0
+        for i, (sequence, end) in enumerate(zip(decodes, ends.tolist(), strict=True)):
+            if not is_finite[i] or sequence.id in drawn.faulty:
+                is_good[i] = False
+                why = _NOT_DRAWN if is_finite[i] else _NOT_FINITE
+                emissions.append(failed(sequence, why))
+            else:
+                said = drawn.logprobs.at(sequence, rows[begin:end])
+                emissions.append(self._advance(sequence, tokens[begin:end], end - begin, said))
+            begin = end
+        if not is_good.all():
+            kept = np.repeat(is_good, counts)
+            rows, places = rows[kept], places[kept]
+        self._note(rows, places, roots)
+        return emissions
+
+    def _note(self, rows: Ints, places: Ints, roots: Ints) -> None:
+        """Packed `rows` of trees that begin at `roots` are accepted, for good in `places`."""
+        self._cache.add_rows(rows, places)
+        # Roots have rows, and are no draft nodes.
+        trees = np.searchsorted(roots, rows, side="right")
+        self.accepted[(rows - trees)[rows != roots[trees - 1]]] = True
 
     def _chunk(
         self, chunk: PrefillChunk, rows: slice, drawn_row: int, is_finite: bool
@@ -79,12 +95,13 @@ class StepCommit:
         if chunk.is_last:
             is_finite = is_finite and bool(drawn.is_finite[drawn_row])
             tokens = [int(drawn.token_ids[drawn_row])]
-            said = drawn.logprobs.at(sequence, [drawn_row])
+            said = drawn.logprobs.at(sequence, np.array([drawn_row]))
         if not is_finite:
             return failed(sequence, _NOT_FINITE)
         if sequence.id in drawn.faulty:
             return failed(sequence, _NOT_DRAWN)
-        self._cache.add_rows(rows.start, np.arange(rows.stop - rows.start))
+        committed = np.arange(rows.start, rows.stop)
+        self._cache.add_rows(committed, committed)
         emission = self._advance(sequence, tokens, chunk.length, said)
         return emission if tokens else None
 
@@ -96,7 +113,7 @@ class StepCommit:
         logprobs: tuple[TokenLogprob, ...],
     ) -> Emission:
         """`num_rows` more are committed; append the tokens that follow them."""
-        kept, reason = cut_at_end(sequence, tokens, self._eos_token_ids)
+        kept, reason = cut_at_end(sequence, tokens)
         sequence.tokens.extend(kept)
         sequence.num_computed += num_rows
         sequence.finish_reason = reason

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import numpy as np
 
 from smart_serve.engine.scheduler import StepWork
 from smart_serve.engine.sequence import Sequence
@@ -16,15 +18,32 @@ from smart_serve.speculation.step_observation import StepObservation
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Emission:
-    """New tokens of one sequence; `chunk` is filled in once the step has been tallied."""
+    """New tokens of one sequence."""
 
     sequence: Sequence
     token_ids: tuple[int, ...]
     num_accepted: int
     logprobs: tuple[TokenLogprob, ...] = ()
     chunk: TokenChunk | None = None
+    """See `finish`."""
+
+    def finish(self) -> None:
+        """Once the step has been tallied: fill in the message for the request, with its stats if
+        this may be the last one."""
+        sequence = self.sequence
+        # Stop strings are watched for elsewhere: any chunk may be the one that ends the answer.
+        may_end = sequence.finish_reason is not None or bool(sequence.request.sampling.stop)
+        self.chunk = TokenChunk(
+            token_ids=self.token_ids,
+            num_accepted=self.num_accepted,
+            logprobs=self.logprobs,
+            finish_reason=sequence.finish_reason,
+            stats=sequence.stats() if may_end else None,
+            error=sequence.error,
+            trace=sequence.trace,
+        )
 
 
 def failed(sequence: Sequence, why: str) -> Emission:
@@ -34,38 +53,14 @@ def failed(sequence: Sequence, why: str) -> Emission:
     return Emission(sequence, (), 0)
 
 
-def cut_at_end(
-    sequence: Sequence, tokens: list[int], eos_token_ids: frozenset[int]
-) -> tuple[list[int], FinishReason | None]:
+def cut_at_end(sequence: Sequence, tokens: list[int]) -> tuple[list[int], FinishReason | None]:
     """The tokens up to the first that ends the answer (it is kept), and why it ends."""
-    sampling = sequence.request.sampling
-    left = sampling.max_tokens - sequence.num_generated
-    ends = frozenset(sampling.stop_token_ids)
-    if not sampling.ignore_eos:
-        ends |= eos_token_ids
-    for i, token in enumerate(tokens[:left]):
-        if token in ends:
-            return tokens[: i + 1], "stop"
-    if len(tokens) >= left:
-        return tokens[:left], "length"
-    return tokens, None
-
-
-def finish_chunk(emission: Emission) -> Emission:
-    """The message for the request, with its stats if this may be the last one."""
-    sequence = emission.sequence
-    # Stop strings are watched for elsewhere: any chunk may be the one that ends the answer.
-    may_end = sequence.finish_reason is not None or bool(sequence.request.sampling.stop)
-    chunk = TokenChunk(
-        token_ids=emission.token_ids,
-        num_accepted=emission.num_accepted,
-        logprobs=emission.logprobs,
-        finish_reason=sequence.finish_reason,
-        stats=sequence.stats() if may_end else None,
-        error=sequence.error,
-        trace=sequence.trace,
-    )
-    return replace(emission, chunk=chunk)
+    left = sequence.request.sampling.max_tokens - sequence.num_generated
+    kept = tokens[:left]
+    if not sequence.ends.isdisjoint(kept):
+        end = next(i for i, token in enumerate(kept) if token in sequence.ends)
+        return kept[: end + 1], "stop"
+    return kept, "length" if len(tokens) >= left else None
 
 
 def tally_step(
@@ -87,14 +82,15 @@ def tally_step(
     for sequence in left_out:
         sequence.tally.decode_ms += seen.step_ms
         sequence.tally.predicted_ms += predicted_ms
-    for i, sequence in enumerate(work.decodes):
-        begin, end = int(seen.forest.offsets[i]), int(seen.forest.offsets[i + 1])
-        accepted = int(seen.accepted[begin:end].sum())
+    # Of trees that end where the next one begins, by what was accepted up to there.
+    so_far = np.concatenate(([0], np.cumsum(seen.accepted)))[seen.forest.offsets]
+    each = zip(work.decodes, seen.forest.sizes.tolist(), np.diff(so_far).tolist(), strict=True)
+    for i, (sequence, size, accepted) in enumerate(each):
         tally = sequence.tally
         tally.target_steps += 1
-        tally.drafted += end - begin
+        tally.drafted += size
         tally.accepted += accepted
-        tally.tree_sizes.append(end - begin)
+        tally.tree_sizes.append(size)
         tally.decode_ms += seen.step_ms
         tally.draft_ms += seen.propose_ms
         tally.verify_ms += seen.verify_ms

@@ -19,7 +19,7 @@ from smart_serve.engine.admission import check_request
 from smart_serve.engine.commit import StepCommit
 from smart_serve.engine.drafted import Drafted
 from smart_serve.engine.drafting import Drafting, mean_context, note_roots
-from smart_serve.engine.emission import Emission, failed, finish_chunk, tally_step
+from smart_serve.engine.emission import Emission, failed, tally_step
 from smart_serve.engine.forward import EagerForward, Forward
 from smart_serve.engine.row_limit import RowLimit
 from smart_serve.engine.scheduler import Scheduler, StepWork
@@ -100,7 +100,10 @@ class Engine:
         seed = request.sampling.seed
         seed = secrets.randbits(63) if seed is None else seed
         rope = self.model.rope_positions(request.image_spans)
-        sequence = Sequence(self._next_id, request, on_device, seed, rope)
+        ends = frozenset(request.sampling.stop_token_ids)
+        if not request.sampling.ignore_eos:
+            ends |= self.model.eos_token_ids
+        sequence = Sequence(self._next_id, request, on_device, seed, rope, ends)
         self.scheduler.add(sequence)
         self._next_id += 1
         return sequence
@@ -144,7 +147,9 @@ class Engine:
         emissions = self._run(work)
         self._row_limit.end_step()
         self.totals.tokens += sum(len(emission.token_ids) for emission in emissions)
-        return [finish_chunk(emission) for emission in emissions]
+        for emission in emissions:
+            emission.finish()
+        return emissions
 
     def _run(self, work: StepWork) -> list[Emission]:
         """The work's forward, or, where memory does not suffice, its halves' one after another."""
@@ -194,7 +199,7 @@ class Engine:
         self, work: StepWork, drafted: Drafted, verified: Verified
     ) -> tuple[list[Emission], NDArray[np.bool_]]:
         """(what the step gives, which draft nodes were accepted)"""
-        commit = StepCommit(work, drafted, verified, self.cache, self.model.eos_token_ids)
+        commit = StepCommit(work, drafted, verified, self.cache)
         emissions = commit.apply()
         for sequence in work.sequences:
             if sequence.finish_reason != "error":

@@ -24,7 +24,7 @@ class RowLogprobs:
     top_ids: NDArray[np.int64]  # [A, n] best first
     top: FloatArray  # [A, n]
 
-    def at(self, sequence: Sequence, rows: list[int]) -> tuple[TokenLogprob, ...]:
+    def at(self, sequence: Sequence, rows: NDArray[np.int64]) -> tuple[TokenLogprob, ...]:
         """Of the tokens drawn after these rows of the sequence, if it asks."""
         wanted = sequence.request.sampling.logprobs
         if wanted is None:

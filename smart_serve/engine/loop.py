@@ -207,10 +207,10 @@ class EngineLoop:
         emissions = self._engine.step()
         num_tokens = sum(len(emission.token_ids) for emission in emissions)
         self._rates.add(self._engine.last_step, num_tokens, self._engine.last_price)
-        for emission in emissions:
-            stream = self._streams.get(emission.sequence.id)
-            if stream is not None and emission.chunk is not None:
-                stream.put(emission.chunk)
+        with_streams = ((self._streams.get(one.sequence.id), one.chunk) for one in emissions)
+        ChunkStream.put_each(
+            (stream, chunk) for stream, chunk in with_streams if stream and chunk is not None
+        )
 
     def _end_streams(self) -> None:
         for stream in list(self._streams.values()):

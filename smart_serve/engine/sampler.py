@@ -38,10 +38,11 @@ class Drawn:
     faulty: frozenset[int] = frozenset()
     """Ids of sequences whose own tokens could not be drawn; their rows hold others."""
 
-    def path(self, tree: int) -> NDArray[np.int64]:
-        """Accepted rows of a tree, its root first."""
-        accepted = self.paths[tree, : self.lengths[tree]]
-        return np.concatenate(([0], accepted))
+    def committed_rows(self, roots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Packed rows of all trees' accepted paths, tree by tree: the root, one of `roots` [B], and
+        `lengths` more. The token drawn after each of them is the next one of its answer."""
+        rows = np.concatenate((np.zeros_like(roots)[:, None], self.paths), axis=1) + roots[:, None]
+        return rows[np.arange(rows.shape[1]) <= self.lengths[:, None]]
 
 
 def draw(

@@ -80,12 +80,15 @@ class Sequence:
         image_features: tuple[torch.Tensor, ...],
         seed: int,
         rope: RopePositions | None = None,
+        ends: frozenset[int] = frozenset(),
     ) -> None:
+        """`ends`: tokens that end its answer."""
         self.id = sequence_id
         self.request = request
         self.image_features = image_features
         self.seed = seed
         self.rope = rope
+        self.ends = ends
         self.tokens: list[int] = list(request.token_ids)
         """Prompt and emitted tokens; the last one is pending: its KV is not in the cache."""
         self.num_prompt = len(request.token_ids)
@@ -119,7 +122,8 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Its own newest token is pending. The last token of a prompt is not: it may be a
         picture's, whose features only a prefill chunk places."""
-        return self.num_uncomputed == 1 and self.num_generated > 0
+        num_tokens = len(self.tokens)  # Asked several times a step, for every sequence.
+        return num_tokens == self.num_computed + 1 and num_tokens > self.num_prompt
 
     def rewind(self) -> None:
         """It holds no KV blocks any more."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from contextlib import suppress
 
@@ -38,10 +39,20 @@ class ChunkStream:
 
     def put(self, item: TokenChunk | Exception) -> None:
         """From the engine's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._note, item)
-        except RuntimeError:
-            _LOG.debug("a stream's event loop is closed; its chunk is dropped")
+        self.put_each([(self, item)])
+
+    @staticmethod
+    def put_each(items: Iterable[tuple[ChunkStream, TokenChunk | Exception]]) -> None:
+        """From the engine's thread: what a step has for each stream. An event loop is called once
+        for all of its streams, since each call wakes it."""
+        by_loop = defaultdict(list)
+        for stream, item in items:
+            by_loop[stream._loop].append((stream, item))
+        for loop, own in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_note_each, own)
+            except RuntimeError:
+                _LOG.debug("the streams' event loop is closed; their chunks are dropped")
 
     async def take(self, every_s: float = 0.0) -> TokenChunk:
         """What has come since it was last asked, once anything has; not sooner than `every_s` after
@@ -70,6 +81,12 @@ class ChunkStream:
         if isinstance(item, Exception) or item.finish_reason is not None:
             self._ended.set()
         self._came.set()
+
+
+def _note_each(items: Seq[tuple[ChunkStream, TokenChunk | Exception]]) -> None:
+    """In the streams' event loop."""
+    for stream, item in items:
+        stream._note(item)
 
 
 def joined(chunks: Seq[TokenChunk]) -> TokenChunk:
