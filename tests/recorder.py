@@ -9,6 +9,7 @@ import torch
 
 from smart_serve.models.target import Hidden
 from smart_serve.paging.buckets import Replay
+from smart_serve.paging.rows import PackedStep
 
 ResultT = TypeVar("ResultT", torch.Tensor, Hidden)
 
@@ -21,16 +22,18 @@ class Recorder:
         self.replayed: list[int] = []
         """Numbers of rows."""
 
-    def __call__(self, forward: Callable[[], ResultT]) -> tuple[ResultT, Replay]:
+    def __call__(
+        self, forward: Callable[[PackedStep], ResultT], step: PackedStep
+    ) -> tuple[ResultT, Replay]:
         self.captures += 1
-        result = forward()
+        result = forward(step)
         if isinstance(result, Hidden):
             standing = Hidden(result.last.clone(), result.features.clone())
         else:
             standing = result.clone()
 
         def replay() -> None:
-            for old, new in zip(_tensors(standing), _tensors(forward()), strict=True):
+            for old, new in zip(_tensors(standing), _tensors(forward(step)), strict=True):
                 old.copy_(new)
             self.replayed.append(len(_tensors(standing)[0]))
 

@@ -53,7 +53,11 @@ class GraphedDraftForward:
     """
 
     def __init__(
-        self, network: DraftNetwork, cache: KvCache, *, capture: Capture | None = None
+        self,
+        network: DraftNetwork,
+        cache: KvCache,
+        *,
+        capture: Capture[torch.Tensor] | None = None,
     ) -> None:
         self._network = network
         self._block_tokens = cache.block_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from smart_serve.drafters.draft_part import DraftPart
 from smart_serve.drafters.draft_tree import DraftTree, Held
-from smart_serve.drafters.forward import draft_forward
+from smart_serve.drafters.forward import DraftForward, draft_forward
 from smart_serve.drafters.frontier import Frontier, committed_rows
 from smart_serve.drafters.network import DraftNetwork
 from smart_serve.drafters.protocol import (
@@ -54,7 +54,7 @@ class NetworkDrafter:
         self._cache = KvCache(
             network.kv_shape, num_blocks, block_tokens, weight.dtype, weight.device
         )
-        self._forward = draft_forward(network, self._cache)
+        self._forward: DraftForward = draft_forward(network, self._cache)
         self._pool = BlockPool(num_blocks, block_tokens)
         self._held: dict[int, Held] = {}
         self._info = DrafterInfo(
@@ -72,6 +72,10 @@ class NetworkDrafter:
     def set_layer_cost(self, layer_cost: Curve) -> None:
         """Measured on this device (see `drafters.measure`)."""
         self._info = replace(self._info, layer_cost=layer_cost)
+
+    def run_by(self, forward: Callable[[DraftNetwork, KvCache], DraftForward]) -> None:
+        """Another way to run its passes, from the next one on."""
+        self._forward = forward(self._network, self._cache)
 
     @property
     def body_weights(self) -> int:

@@ -20,7 +20,7 @@ class GraphedForward:
         cache: KvCache,
         max_sequences: int,
         *,
-        capture: Capture | None = None,
+        capture: Capture[Hidden] | None = None,
         progress: bool = False,
     ) -> None:
         self._model = model

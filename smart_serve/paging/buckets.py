@@ -32,10 +32,12 @@ ResultT = TypeVar("ResultT")
 Replay = Callable[[], None]
 
 
-class Capture(Protocol):
+class Capture(Protocol[ResultT]):
     """Of a forward over fixed memory: where its results will stand, and what makes them new."""
 
-    def __call__(self, forward: Callable[[], ResultT], /) -> tuple[ResultT, Replay]: ...
+    def __call__(
+        self, forward: Callable[[PackedStep], ResultT], step: PackedStep, /
+    ) -> tuple[ResultT, Replay]: ...
 
 
 class Buckets(Generic[ResultT]):
@@ -48,7 +50,7 @@ class Buckets(Generic[ResultT]):
         axes: int,
         max_slots: int,
         max_sequences: int | None = None,
-        capture: Capture | None = None,
+        capture: Capture[ResultT] | None = None,
     ) -> None:
         """`axes` of the rows' positions; no sequence has more slots than `max_slots`, and no step
         more sequences than `max_sequences` (None: than rows)."""
@@ -58,7 +60,7 @@ class Buckets(Generic[ResultT]):
         self._axes = axes
         self._max_sequences = max_sequences or self.rows[-1]
         self._max_slots = max_slots
-        self._capture = capture or CudaCapture()
+        self._capture: Capture[ResultT] = capture or CudaCapture()
         self._buckets: list[Bucket[ResultT]] = []
 
     @torch.inference_mode()
@@ -103,14 +105,14 @@ class Bucket(Generic[ResultT]):
         size: RaggedSize,
         max_slots: int,
         forward: Callable[[PackedStep], ResultT],
-        capture: Capture,
+        capture: Capture[ResultT],
     ) -> None:
         self.size = size
         self._buffer = RaggedBuffer(size, cache.keys[0].device)
         packed = self._buffer.packed(cache, np.zeros(1, np.int64), max_slots)
         self._packed = packed
         self._buffer.fill(None)
-        self._result, self._replay = capture(lambda: forward(packed))
+        self._result, self._replay = capture(forward, packed)
 
     def fill(self, step: RaggedRows) -> PackedStep:
         """Its rows come first, and behind them padding. It stands until the next `fill`."""
@@ -123,20 +125,22 @@ class Bucket(Generic[ResultT]):
         return self._result
 
 
-class CudaCapture:
+class CudaCapture(Generic[ResultT]):
     """Captures into CUDA graphs that share their working memory."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, forward: Callable[[], ResultT]) -> tuple[ResultT, Replay]:
+    def __call__(
+        self, forward: Callable[[PackedStep], ResultT], step: PackedStep
+    ) -> tuple[ResultT, Replay]:
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(WARM_UPS):
-                forward()
+                forward(step)
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            result = forward()
+            result = forward(step)
         return result, graph.replay

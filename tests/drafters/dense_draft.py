@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -90,8 +91,7 @@ def as_drafter(network: DraftNetwork, num_blocks: int = 200) -> NetworkDrafter:
 def replayed(drafter: NetworkDrafter) -> Recorder:
     """From now on passes run as captured graphs, as on a GPU."""
     recorder = Recorder()
-    network, cache = drafter._network, drafter._cache
-    drafter._forward = GraphedDraftForward(network, cache, capture=recorder)
+    drafter.run_by(partial(GraphedDraftForward, capture=recorder))
     return recorder
 
 
