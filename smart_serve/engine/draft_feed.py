@@ -11,6 +11,7 @@ from smart_serve.drafters.protocol import DrafterInfo, DraftInput
 from smart_serve.engine.sequence import Sequence
 from smart_serve.messages import ImageSpan
 from smart_serve.paging.kv_cache import KvCache
+from smart_serve.paging.rows import causal_rows, picked
 
 
 class DraftFeed:
@@ -59,12 +60,16 @@ class DraftFeed:
         """The kept features of each sequence's new positions, [n, F] each."""
         kept = self._cache.features
         assert kept is not None
-        slots = [
-            self._cache.slots(sequence.blocks, sequence.draft.num_sent + np.arange(count))
-            for sequence, count in zip(asking, counts, strict=True)
-        ]
-        on_device = torch.from_numpy(np.concatenate(slots)).to(kept.device)
-        parts: tuple[torch.Tensor, ...] = kept.index_select(0, on_device).split(counts)
+        # Where those positions stand in the cache: as if they were written now.
+        rows = causal_rows(
+            blocks=[sequence.blocks for sequence in asking],
+            num_committed=np.array([sequence.draft.num_sent for sequence in asking]),
+            lengths=np.array(counts),
+            token_ids=np.zeros(sum(counts), np.int64),
+        )
+        size = self._cache.block_tokens
+        found = picked(kept, rows.slots(rows.tables(size), size))
+        parts: tuple[torch.Tensor, ...] = found.split(counts)
         return parts
 
     def _images(self, sequence: Sequence, first: int, count: int) -> torch.Tensor | None:

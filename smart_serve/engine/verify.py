@@ -53,7 +53,7 @@ def _verify(model: TargetModel, forward: Forward, work: StepWork, drafted: Draft
     if ends:
         wanted = torch.cat((wanted, hidden.last[to_device(np.asarray(ends), wanted.device)]))
     # Prompt rows, at once: what is not finite must be found before others get its blocks.
-    finite = torch.isfinite(hidden.last[num_tree_rows:].sum(dim=-1, dtype=torch.float32))
+    finite = _finite_rows(hidden.last[num_tree_rows:]) if work.prefills else None
     sequences = [*work.decodes, *(sequence for _, sequence in finished)]
     drawn = draw_or_tell_whose_fault(
         model.logits(wanted),
@@ -67,6 +67,11 @@ def _verify(model: TargetModel, forward: Forward, work: StepWork, drafted: Draft
         step.first_rows,
         step.attention.slots,
         drawn,
-        finite.cpu().numpy(),
+        np.empty(0, np.bool_) if finite is None else finite.cpu().numpy(),
         elapsed_ms=1e3 * (time.perf_counter() - clock),
     )
+
+
+def _finite_rows(hidden: torch.Tensor) -> torch.Tensor:
+    """[N] of [N, h], on its device. A sum is finite only if all that is added up is."""
+    return torch.isfinite(hidden.sum(dim=-1, dtype=torch.float32))

@@ -45,6 +45,8 @@ class BlockPool:
         """Extend `blocks` in place to hold `num_tokens`; False, and nothing changed, if the pool
         has too few."""
         missing = self.blocks_for(num_tokens) - len(blocks)
+        if missing <= 0:
+            return True
         if missing > self.free + self.cached:
             return False
         for _ in range(missing):

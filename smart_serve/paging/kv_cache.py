@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kernels.kv_commit import kv_commit
 from smart_serve.models.target import KvShape
@@ -39,13 +35,6 @@ class KvCache:
         self.block_tokens = block_tokens
         self.features: torch.Tensor | None = None
         """[slots, F]"""
-
-    def slots(self, blocks: Sequence[int], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Cache slots [n] of a sequence's `positions` [n], by its block table."""
-        table = np.asarray(blocks, np.int64)
-        block_of = table[positions // self.block_tokens]
-        slots: NDArray[np.int64] = block_of * self.block_tokens + positions % self.block_tokens
-        return slots
 
     def keep_features(self, width: int) -> bool:
         """Make room for features of `width`; whether what was kept so far is gone."""

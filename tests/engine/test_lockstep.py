@@ -120,7 +120,8 @@ class Traffic:
 
     def _holds(self, sequence: Sequence, reference: Reference) -> bool:
         cache, positions = self.engine.cache, np.arange(sequence.num_computed)
-        slots = torch.from_numpy(cache.slots(sequence.blocks, positions))
+        block, offset = np.divmod(positions, cache.block_tokens)
+        slots = np.array(sequence.blocks)[block] * cache.block_tokens + offset
         expected = reference.keys_and_values(sequence.tokens[: sequence.num_computed])
         return all(
             torch.allclose(held.flatten(0, 1)[slots], right, atol=1e-4, rtol=1e-3)
