@@ -52,7 +52,7 @@ def measured_roof(device: torch.device, dtype: torch.dtype) -> Roof:
 def _copy_gb_s(device: torch.device) -> float:
     source = torch.ones(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     copy = torch.empty_like(source)
-    return 2 * source.numel() / _least_s(device, lambda: copy.copy_(source)) * 1e-9
+    return 2 * source.numel() / least_s(device, lambda: copy.copy_(source)) * 1e-9
 
 
 def _matrix_tflops(device: torch.device, dtype: torch.dtype) -> float:
@@ -61,10 +61,11 @@ def _matrix_tflops(device: torch.device, dtype: torch.dtype) -> float:
     generator = torch.Generator(device).manual_seed(0)
     factor = torch.randn(size, size, generator=generator, dtype=dtype, device=device)
     product = torch.empty_like(factor)
-    return 2 * size**3 / _least_s(device, lambda: torch.mm(factor, factor, out=product)) * 1e-12
+    return 2 * size**3 / least_s(device, lambda: torch.mm(factor, factor, out=product)) * 1e-12
 
 
-def _least_s(device: torch.device, work: Callable[[], object]) -> float:
+def least_s(device: torch.device, work: Callable[[], object]) -> float:
+    """Of `work`, waited for; the first run does not count."""
     times = []
     for _ in range(1 + REPEATS):
         _wait(device)

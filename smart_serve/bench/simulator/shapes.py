@@ -31,6 +31,10 @@ class ModelShape:
         return attention + 3 * self.hidden_size * self.mlp_size
 
     @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
     def head_params(self) -> int:
         return self.hidden_size * self.vocab_size
 
@@ -47,7 +51,7 @@ class ModelShape:
     @property
     def kv_bytes_per_layer(self) -> int:
         """Of one token."""
-        return 2 * self.hidden_size // self.num_heads * self.num_kv_heads * WEIGHT_BYTES
+        return 2 * self.head_dim * self.num_kv_heads * WEIGHT_BYTES
 
 
 # From the models' config.json. LLaVA's context holds its 576 image tokens.
