@@ -50,6 +50,20 @@ class Rows:
         """Number of each row's sequence. [N]"""
         return np.repeat(np.arange(len(self.blocks)), self.lengths)
 
+    def part(self, begin: int, end: int) -> Rows:
+        """Those of sequences `begin` to `end` - 1."""
+        first, last = int(self.first_rows[begin]), int(self.first_rows[end])
+        return Rows(
+            blocks=self.blocks[begin:end],
+            first_rows=self.first_rows[begin : end + 1] - first,
+            num_committed=self.num_committed[begin:end],
+            num_slots=self.num_slots[begin:end],
+            token_ids=self.token_ids[first:last],
+            positions=self.positions[:, first:last],
+            prefixes=self.prefixes[first:last],
+            ancestors=self.ancestors[first:last],
+        )
+
     def tables(self, block_tokens: int) -> tuple[Ints, Ints]:
         """(block tables one after another, as far as they are in use; where each begins [B])"""
         used = -(-self.num_slots // block_tokens)

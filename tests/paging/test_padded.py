@@ -11,6 +11,7 @@ from dense_rows import dense_rows
 
 from kernels.tree_attention import AttentionGroup, tree_attention
 from smart_serve.models.target import KvShape
+from smart_serve.paging import padded
 from smart_serve.paging.kv_cache import KvCache
 from smart_serve.paging.padded import pack_padded
 from smart_serve.paging.rows import Rows, joined
@@ -64,3 +65,28 @@ def test_sequences_of_a_batch_are_gathered() -> None:
         [joined([rows_at(TOGETHER, 1), rows_at(APART, 1)])], cache_with_both(), torch.zeros(0)
     )
     assert step.attention.rows[0].run is None
+
+
+def test_a_large_batch_is_gathered_in_parts_and_reads_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, like = cache_with_both(), torch.zeros(0)
+    sizes = (2, 1, 3, 1, 2)
+    rows = joined([rows_at((APART, TOGETHER)[i % 2], n) for i, n in enumerate(sizes)])
+    query = torch.randn(sum(sizes), 4, 8, generator=torch.Generator().manual_seed(1))
+
+    def attended_in(num_groups: int) -> torch.Tensor:
+        step = pack_padded([rows], cache, like)
+        groups = step.attention.rows
+        assert len(groups) == num_groups
+        assert sum(group.num_rows for group in groups) == len(query)
+        return tree_attention(query, cache.keys[0], cache.values[0], groups, 0.3)
+
+    whole = attended_in(1)
+    # Ten slots at most, of two heads of eight floats for a key and a value each.
+    monkeypatch.setattr(padded, "GATHERED_BYTES", 2 * 10 * 2 * 2 * 8 * 4)
+    torch.testing.assert_close(attended_in(3), whole, atol=1e-6, rtol=0)
+    monkeypatch.setattr(padded, "GATHERED_BYTES", 1)
+    torch.testing.assert_close(attended_in(5), whole, atol=1e-6, rtol=0)
+    # The control: another part's rows are something else.
+    assert not torch.allclose(whole[:2], whole[4:6], atol=1e-3)
