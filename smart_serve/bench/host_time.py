@@ -96,7 +96,7 @@ def still_engine(max_running: int, device: str) -> Engine:
         drafter = load_drafter(str(draft), target, config, store)
         model, cache = load_parts(target, config)
         forward = make_forward(model, cache, config)
-        costs = target_costs(target, model, cache, forward, config, store)
+        costs = target_costs(model, cache, forward, config, store)
     assert isinstance(drafter, NetworkDrafter)
     generator = torch.Generator().manual_seed(0)
     state = CERTAINTY * torch.randn(1, model.hidden_size, generator=generator)

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     drafter = load_drafter(args.drafter, folder, config, store)
     model, cache = load_parts(folder, config)
     forward = make_forward(model, cache, config, progress=True)
-    table = target_costs(folder, model, cache, forward, config, store, progress=True)
+    table = target_costs(model, cache, forward, config, store, progress=True)
     costs = Costs(table, drafter.info.layer_cost)
     limits = Limits.measured(model, drafter)
     where = f"{args.model} in {config.dtype_name} on {device_name(torch.device(args.device))}"

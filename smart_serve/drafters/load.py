@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from transformers import LlamaConfig
 
-from smart_serve.checkpoint import Checkpoint, Prefixes, build_module, read_json
+from smart_serve.checkpoint import Checkpoint, Prefixes, build_module
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.draft_model import DraftModel
 from smart_serve.drafters.eagle import Eagle
@@ -53,7 +53,8 @@ def load_drafter(
     target = TargetParts(model_folder, getattr(torch, config.dtype_name), config.device)
     loaded: NgramDrafter | NetworkDrafter
     if drafter == NGRAM:
-        loaded, shape = NgramDrafter(target.image_token_id, max_tokens=config.kv_tokens), {}
+        loaded = NgramDrafter(target.image_token_id, max_tokens=config.kv_tokens)
+        shape: dict[str, object] = {"kind": loaded.info.kind}
     else:
         if drafter.startswith(DRAFT_MODEL):
             folder = resolve_model(drafter.removeprefix(DRAFT_MODEL))
@@ -61,7 +62,7 @@ def load_drafter(
         else:
             folder = resolve_drafter(drafter)
             network = _checkpoint_network(folder, target)
-        shape = read_json(folder / "config.json")
+        shape = network.shape
         num_blocks = config.kv_tokens // config.block_tokens + 1
         own = folder / FILE_NAME
         loaded = NetworkDrafter(
@@ -70,8 +71,7 @@ def load_drafter(
             block_tokens=config.block_tokens,
             selector=Selector.read(own) if own.exists() else None,
         )
-    model = {**shape, "drafter": loaded.info.kind, "target_vocab_size": target.vocab_size}
-    key = fingerprint("drafter", model, target.dtype, torch.device(target.device), GRID)
+    key = fingerprint("drafter", shape, target.dtype, torch.device(target.device), GRID)
     store = store or CostStore.of_user()
     costs = store.get(
         key,

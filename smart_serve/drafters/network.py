@@ -53,6 +53,18 @@ class DraftNetwork(ABC):
     def head_weights(self) -> int:
         """Of the head, which only rows pass that get children."""
 
+    @property
+    def shape(self) -> dict[str, object]:
+        """What the cost of a pass depends on."""
+        kv = self.kv_shape
+        return {
+            "kind": self.kind,
+            "input_size": self.input_size,
+            "kv": (kv.num_layers, kv.num_kv_heads, kv.head_dim),
+            "body_weights": self.body_weights,
+            "head_weights": self.head_weights,
+        }
+
     def accepts(self, item: DraftInput) -> bool:
         """Whether the input's tokens and vectors are what this network reads."""
         return item.vectors is not None and self.knows(item.token_ids)

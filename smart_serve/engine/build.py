@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from smart_serve.checkpoint import read_json
 from smart_serve.config import EngineConfig
 from smart_serve.drafters.protocol import Drafter
 from smart_serve.engine.engine import Engine
@@ -33,7 +32,7 @@ def build_engine(
     or by measuring what its steps cost here."""
     model, cache = load_parts(model_folder, config)
     forward = make_forward(model, cache, config, progress=progress)
-    costs = target_costs(model_folder, model, cache, forward, config, store, progress=progress)
+    costs = target_costs(model, cache, forward, config, store, progress=progress)
     return Engine(model, cache, config, costs, drafter, forward)
 
 
@@ -56,7 +55,6 @@ def make_forward(
 
 
 def target_costs(
-    model_folder: Path,
     model: TargetModel,
     cache: KvCache,
     forward: Forward,
@@ -68,11 +66,9 @@ def target_costs(
     """What the target's steps cost here: stored, or measured now."""
     store = store or CostStore.of_user()
     grid = cost_grid(model, cache, forward, config.max_running)
-    shape = read_json(model_folder / "config.json")
-
     forward.prepare()
     return store.get(
-        fingerprint("target", shape, model.dtype, model.device, grid),
+        fingerprint("target", model.shape, model.dtype, model.device, grid, forward.stairs),
         CostTable,
         measure=lambda: measure_costs(model, forward, grid, progress=progress),
         still_holds=lambda table: still_holds(table, model, forward, grid),

@@ -45,10 +45,13 @@ def measure_costs(
 
 
 def still_holds(table: CostTable, model: TargetModel, forward: Forward, grid: CostGrid) -> bool:
-    """Whether the table's first curve is what such steps take now; overwrites the (idle) cache.
+    """Whether the table has the grid's batches, and its first curve is what such steps take now;
+    overwrites the (idle) cache.
 
     The machine may have been busy when it was measured, or be another than its name says.
     """
+    if table.batches[-1] < grid.cells[-1][0]:
+        return False
     batch, context = grid.cells[0][0], grid.cells[0][1][0]
     known, found = [], []
     for rows in SPOT_ROWS:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -22,18 +22,20 @@ _CODE = ("models", "paging", "drafters")
 
 def fingerprint(
     part: Literal["target", "drafter"],
-    model: Mapping[str, Any],
+    shape: Mapping[str, object],
     dtype: torch.dtype,
     device: torch.device,
     grid: object,
+    stairs: tuple[int, ...] = (),
 ) -> Fingerprint:
-    """Of the passes of `part`, whose config.json is `model`, measured on `grid`."""
+    """Of the passes of `part`, a model of this `shape`, measured on `grid`, padded to `stairs`."""
     return Fingerprint(
         part=part,
-        model=_digest(json.dumps(model, sort_keys=True).encode()),
+        model=_digest(json.dumps(shape, sort_keys=True).encode()),
         dtype=str(dtype).removeprefix("torch."),
         device=device_name(device),
-        threads=torch.get_num_threads(),
+        threads=0 if device.type == "cuda" else torch.get_num_threads(),
+        stairs=stairs,
         grid=_digest(repr(grid).encode()),
         torch=str(torch.__version__),
         engine=_code_digest(),

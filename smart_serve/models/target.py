@@ -20,6 +20,10 @@ from smart_serve.models.rotary import RotaryEmbedding
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """RoPE scalings whose frequencies do not depend on what else is in the batch."""
+_SHAPE = (
+    *("hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,12 @@ class TargetModel:
         self.device: torch.device = head.weight.device
         self.captured_layers: tuple[int, ...] = ()
         """See `capture`."""
+        self.shape = {name: getattr(config, name) for name in _SHAPE} | {
+            "head_dim": self.kv_shape.head_dim,
+            "vocab_size": self.vocab_size,
+            "has_mrope": has_mrope,
+        }
+        """What the cost of a pass depends on."""
 
     @property
     def body_weights(self) -> int:

@@ -1,11 +1,13 @@
 """Measured costs on disk, so that a replica measures once for each device and not at every start.
 
 A file holds one `CostTable` or `Curve` under the fingerprint of all that it depends on. Tables that
-come with the package stand in where this device and model were measured before, with another torch.
+come with the package stand in where a model of this shape was measured on such a device before, be
+it with other versions or another size of the KV cache; what they say is checked by a few steps.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import logging
 import os
@@ -32,14 +34,16 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     part: Literal["target", "drafter"]
     model: str
-    """Digest of the model's configuration: costs depend on shapes, not on weights."""
+    """Digest of the model's shape: costs do not depend on weights."""
     dtype: str
     device: str
     """Name of the accelerator or processor."""
     threads: int
-    """Of the host's arithmetic."""
+    """Of the host's arithmetic; 0 where it does none."""
+    stairs: tuple[int, ...]
+    """Graph buckets: numbers of rows to which passes are padded."""
     grid: str
-    """Where it was measured: batches, contexts, rows, graph buckets."""
+    """Digest of where it was measured: batches, contexts, rows."""
     torch: str
     engine: str
     """Digest of the code that a pass runs through."""
@@ -50,14 +54,15 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return f"{self.part}-{digest[:24]}.json"
 
     def is_alike(self, other: Fingerprint) -> bool:
-        """Same device, model and grid; the versions may differ."""
-        versions = {"torch": self.torch, "engine": self.engine}
-        return msgspec.structs.replace(other, **versions) == self
+        """Same device, model and graph buckets; versions and grid may differ."""
+        others = {"torch": self.torch, "engine": self.engine, "grid": self.grid}
+        return msgspec.structs.replace(other, **others) == self
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What stands in a file."""
 
+    measured_on: datetime.date
     fingerprint: Fingerprint
     costs: msgspec.Raw
 
@@ -109,7 +114,8 @@ class CostStore:
 
     def save(self, fingerprint: Fingerprint, costs: CostTable | Curve) -> None:
         """Keep `costs`. Where nothing can be written it warns: the next start measures again."""
-        file = _File(fingerprint, msgspec.Raw(msgspec.json.encode(costs)))
+        today = datetime.datetime.now(datetime.UTC).date()
+        file = _File(today, fingerprint, msgspec.Raw(msgspec.json.encode(costs)))
         data = msgspec.json.format(msgspec.json.encode(file), indent=1)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from smart_serve.config import EngineConfig
-from smart_serve.engine import build
+from smart_serve.engine import build, measure
 from smart_serve.engine.build import build_engine
 from smart_serve.speculation.cost_store import CostStore
 
@@ -41,9 +41,27 @@ def _copy(folder: Path) -> Path:
     return copy
 
 
-def test_another_model_is_measured_by_itself(
-    small_llama: Path, small_llava: Path, tmp_path: Path
+def test_a_model_of_another_shape_is_measured_by_itself(
+    small_llama: Path, small_llava: Path, small_qwen2_vl: Path, tmp_path: Path
 ) -> None:
-    for folder in (small_llama, small_llava):
+    files = []
+    for folder in (small_llama, small_llava, small_qwen2_vl):
         build_engine(folder, CONFIG, None, store=CostStore(tmp_path))
-    assert len(list(tmp_path.iterdir())) == 2
+        files.append(len(list(tmp_path.iterdir())))
+    # The language models of the first two are alike; the third one's positions have three axes.
+    assert files == [1, 1, 2]
+
+
+def test_a_shipped_table_serves_another_cache_but_not_larger_batches(
+    small_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, shipped = tmp_path / "own", tmp_path / "shipped"
+    few = msgspec.structs.replace(CONFIG, max_running=2)
+    build_engine(small_llama, few, None, store=CostStore(shipped))
+    monkeypatch.setattr(measure, "are_alike", lambda *_: True)
+    store = CostStore(own, shipped=shipped)
+    larger_cache = msgspec.structs.replace(few, kv_tokens=2 * few.kv_tokens)
+    build_engine(small_llama, larger_cache, None, store=store)
+    assert not own.exists()
+    build_engine(small_llama, msgspec.structs.replace(few, max_running=8), None, store=store)
+    assert len(list(own.iterdir())) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import logging
 from pathlib import Path
 
@@ -17,10 +19,12 @@ HERE = Fingerprint(
     dtype="float32",
     device="d",
     threads=2,
+    stairs=(8,),
     grid="g",
     torch="2",
     engine="e",
 )
+DATED = {"fingerprint": HERE, "measured_on": "2026-11-23"}
 TABLE = CostTable((1,), (64,), ((Curve((1.0, 8.0), (2.0, 3.0)),),))
 
 
@@ -55,7 +59,7 @@ def test_what_does_not_hold_any_more_is_measured_again(
 @pytest.mark.parametrize("field", [f for f in Fingerprint.__struct_fields__ if f != "part"])
 def test_whatever_is_different_is_measured_again(store: CostStore, field: str) -> None:
     store.save(HERE, TABLE)
-    value = 3 if field == "threads" else "other"
+    value = {"threads": 3, "stairs": (4, 8)}.get(field, "other")
     assert store.load(msgspec.structs.replace(HERE, **{field: value}), CostTable) is None
 
 
@@ -73,8 +77,9 @@ def test_renewing_measures_and_replaces(store: CostStore, tmp_path: Path) -> Non
         b"{",
         b"[]",
         b'{"fingerprint": {}, "costs": {}}',
-        msgspec.json.encode({"fingerprint": HERE, "costs": {"x": [2.0, 1.0], "y": [1.0, 1.0]}}),
-        msgspec.json.encode({"fingerprint": HERE, "costs": TABLE, "more": 1}),
+        msgspec.json.encode({**DATED, "costs": {"x": [2.0, 1.0], "y": [1.0, 1.0]}}),
+        msgspec.json.encode({**DATED, "costs": TABLE, "more": 1}),
+        msgspec.json.encode({"fingerprint": HERE, "costs": TABLE}),
     ],
 )
 def test_a_broken_file_is_told_and_measured_again(
@@ -111,9 +116,19 @@ def test_a_shipped_table_stands_in_for_another_version_but_not_another_device(
     store: CostStore,
 ) -> None:
     CostStore(store.shipped).save(HERE, TABLE)
-    newer = msgspec.structs.replace(HERE, torch="3", engine="f")
+    newer = msgspec.structs.replace(HERE, torch="3", engine="f", grid="h")
     assert store.load(newer, CostTable) == TABLE
-    assert store.load(msgspec.structs.replace(newer, device="another"), CostTable) is None
+    for field, value in (("device", "another"), ("model", "n"), ("stairs", (8, 16))):
+        assert store.load(msgspec.structs.replace(newer, **{field: value}), CostTable) is None
+
+
+def test_a_file_tells_when_it_was_measured(store: CostStore) -> None:
+    before = datetime.datetime.now(datetime.UTC).date()
+    store.save(HERE, TABLE)
+    file = json.loads((store.folder / HERE.file_name).read_text())
+    told = datetime.date.fromisoformat(file["measured_on"])
+    assert before <= told <= datetime.datetime.now(datetime.UTC).date()
+    assert file["fingerprint"]["torch"] == HERE.torch
 
 
 def test_nothing_but_the_file_is_left_behind(store: CostStore) -> None:
