@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 
 from smart_serve.bench import options
 from smart_serve.bench.contestant import under_rules
 from smart_serve.bench.figures import Load, Machine, Report, Row, Sample
+from smart_serve.bench.models import add_model_arguments, add_widen_arguments, measured_models
 from smart_serve.bench.oracle import TREES
 from smart_serve.bench.over_http import HttpBench
 from smart_serve.bench.report import page
 from smart_serve.bench.rounds import Contest, Runner, shown
-from smart_serve.bench.simulator.shapes import SHAPES
 from smart_serve.bench.workload import Question, picture_questions, read_workload
-from smart_serve.config import ABLATIONS, VERIFICATION_RULES, DtypeName, EngineConfig
+from smart_serve.config import ABLATIONS, VERIFICATION_RULES, EngineConfig
 from smart_serve.errors import ConfigError
 
 TRANSFORMERS = "transformers"
@@ -52,10 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "tokens of each prompt at least: the question's words over and over fill it up"
     parser.add_argument("--context", type=options.count, default=0, metavar="TOKENS", help=text)
     parser.add_argument("--seed", type=int, default=7, help="of our questions (%(default)s)")
-    text = "the models in the shape of a big one, whose time is then measured"
-    parser.add_argument("--widen", choices=sorted(SHAPES), help=text)
-    text = "keep the widened models in this new folder"
-    parser.add_argument("--widen-into", type=Path, metavar="FOLDER", help=text)
+    add_widen_arguments(parser)
     text = "also the best fixed tree in hindsight, for each batch"
     parser.add_argument("--oracle", action="store_true", help=text)
     text = f"also smart without parts of it: some of {', '.join(ABLATIONS)}"
@@ -66,36 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a page with plots to it")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is loaded, and where to."""
-    parser.add_argument("--model", default="bundled", help='"bundled" or a model folder')
-    parser.add_argument(
-        "--drafter",
-        default="bundled",
-        help='"bundled", a drafter folder, "draft_model:FOLDER" or "ngram"',
-    )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="auto", choices=get_args(DtypeName))
-
-
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, write JSON and page."""
     if args.url and (args.ablate or args.widen or args.context):
         text = "--ablate, --widen and --context are for an engine in this process"
         raise ConfigError(text)
-    if args.widen_into and not args.widen:
-        raise ConfigError("--widen-into is where the models of --widen are kept")
-    with ExitStack() as stack:
-        if args.widen:
-            args.model, args.drafter = stack.enter_context(_widened(args))
+    with measured_models(args):
         return _measure(args)
-
-
-def _widened(args: argparse.Namespace) -> AbstractContextManager[tuple[Path, Path]]:
-    from smart_serve.bench.widened import widened_as  # loaded here, as in `_InProcess`
-
-    dtype_name = EngineConfig(dtype=args.dtype, device=args.device).dtype_name
-    return widened_as(args.widen, args.model, args.drafter, dtype_name, args.widen_into)
 
 
 def _measure(args: argparse.Namespace) -> int:

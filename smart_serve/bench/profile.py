@@ -13,9 +13,9 @@ import msgspec
 import torch
 
 from smart_serve.bench import options
-from smart_serve.bench.command import add_model_arguments
 from smart_serve.bench.figures import Costs
 from smart_serve.bench.measured_limits import Limits
+from smart_serve.bench.models import add_model_arguments, add_widen_arguments, measured_models
 from smart_serve.bench.report import costs_page
 from smart_serve.bench.roof import Limit
 from smart_serve.config import EngineConfig
@@ -30,6 +30,7 @@ from smart_serve.speculation.cost_store import CostStore
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model_arguments(parser)
+    add_widen_arguments(parser)
     default = EngineConfig()
     text = "largest batch (%(default)s)"
     parser.add_argument("--max-running", type=options.count, default=default.max_running, help=text)
@@ -43,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, keep, print."""
+    where = f"{args.widen or args.model} on {device_name(torch.device(args.device))}"
+    with measured_models(args):
+        return _measure(args, where)
+
+
+def _measure(args: argparse.Namespace, where: str) -> int:
     config = EngineConfig(
         dtype=args.dtype,
         device=args.device,
@@ -50,14 +57,15 @@ def run(args: argparse.Namespace) -> int:
         kv_tokens=args.kv_tokens,
     )
     store, folder = CostStore(args.keep, renews=True), resolve_model(args.model)
-    drafter = load_drafter(args.drafter, folder, config, store)
+    drafter = load_drafter(str(args.drafter), folder, config, store)
     model, cache = load_parts(folder, config)
     forward = make_forward(model, cache, config, progress=True)
     table = target_costs(model, cache, forward, config, store, progress=True)
     costs = Costs(table, drafter.info.layer_cost)
     limits = Limits.measured(model, drafter)
-    where = f"{args.model} in {config.dtype_name} on {device_name(torch.device(args.device))}"
-    print(f"{where}, {torch.get_num_threads()} threads; kept in {store.folder}")
+    print(
+        f"{where} in {config.dtype_name}, {torch.get_num_threads()} threads; kept in {store.folder}"
+    )
     roof = limits.roof
     print(f"measured: {roof.copy_gb_s:.1f} GB/s copied, {roof.matrix_tflops:.2f} TFLOPS multiplied")
     _print_target(costs.target, limits.target)
@@ -66,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(costs), indent=2) + b"\n")
     if args.report:
-        args.report.write_text(costs_page(f"Costs of {where}", costs), encoding="utf-8")
+        args.report.write_text(
+            costs_page(f"Costs of {where}, {config.dtype_name}", costs), encoding="utf-8"
+        )
     return 0
 
 

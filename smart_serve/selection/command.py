@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from smart_serve.bench import options
-from smart_serve.bench.command import add_model_arguments
+from smart_serve.bench.models import add_model_arguments
 from smart_serve.bench.prepared import Work, prepared
 from smart_serve.bench.workload import Question, picture_questions, read_workload
 from smart_serve.config import VERIFICATION_RULES

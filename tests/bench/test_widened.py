@@ -20,6 +20,7 @@ from smart_serve.cli import main
 from smart_serve.errors import ConfigError
 from smart_serve.llm import LLM
 from smart_serve.messages import SamplingParams
+from smart_serve.models.families import load_target
 from smart_serve.models.folders import resolve_drafter, resolve_model
 
 # Heads that share keys, sizes that are no multiples of each other, more layers, more tokens.
@@ -188,6 +189,29 @@ def test_bench_takes_it(
     assert main(["bench", *words]) == 0
     assert "small: 7 layers, hidden size 264" in capsys.readouterr().err
     assert read_json(figures)["rows"][1]["tokens_per_step"] > 1.5
+
+
+def test_profile_keeps_what_the_big_model_would_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ModelShape("small", 7, 264, 2, 2, 640, 640, context=512)
+    monkeypatch.setitem(SHAPES, shape.name, shape)
+    into, tables = tmp_path / "pair", tmp_path / "tables"
+    words = ["--widen", "small", "--widen-into", str(into), "--keep", str(tables)]
+    assert main(["profile", *words, "--max-running", "1", "--kv-tokens", "512"]) == 0
+    assert "small on" in capsys.readouterr().out
+    assert sorted(path.name.split("-")[0] for path in tables.iterdir()) == ["drafter", "target"]
+    # What tables are known by is the big model's, whatever else a configuration says.
+    assert load_target(into / "target", torch.float32, "cpu").shape == {
+        "hidden_size": 264,
+        "intermediate_size": 640,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": HEAD_DIM,
+        "vocab_size": 640,
+        "has_mrope": False,
+    }
 
 
 @pytest.mark.parametrize(
