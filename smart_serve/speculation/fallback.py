@@ -21,9 +21,12 @@ REST_STEPS = 8
 and a plain step may take three."""
 PROMISING = 1.005
 """A prediction that rises by more than this after a probe: the drafter is getting better."""
-PLAIN_LOOK = 256
-"""Drafted steps between two plain ones, which keep the price of plain decoding true. At a speedup
-of 2 it costs 0.2 %."""
+LOOK_SHARE = 0.002
+"""Of the speed may go into plain steps among the drafted ones, which keep the price of plain
+decoding true. At a speedup of 2 that is one in 250; near 1, where it matters most, they are nearly
+free, and come often."""
+FIRST_LOOK = 8
+"""Drafted steps between two plain ones, at least."""
 
 
 class Decision(Enum):
@@ -84,10 +87,10 @@ class Fallback:
             self._steps, self._wait = 0, FIRST_PROBE
             self._speedup_at_probe = outlook.caught_up_speedup
         self._steps += 1
-        return self._draft() if self._drafting else self._decode_plainly(outlook)
+        return self._draft(outlook) if self._drafting else self._decode_plainly(outlook)
 
-    def _draft(self) -> Decision:
-        if self._steps < PLAIN_LOOK:
+    def _draft(self, outlook: Outlook) -> Decision:
+        if self._steps < max(FIRST_LOOK, (1.0 - 1.0 / outlook.speedup) / LOOK_SHARE):
             return Decision.DRAFT
         self._steps = 0
         return Decision.PLAIN

@@ -12,7 +12,7 @@ from smart_serve.speculation.tree import FloatArray
 WEIGHT = 0.05
 """Of one observation, after the first ones; the memory is about twenty steps of a region."""
 FEW = 5
-"""Observations of a region from which it goes its own way."""
+"""Observations of a region from which it goes its own way; before, it does so in part."""
 CLIP = 4.0
 """One stalled step (a page fault, a neighbour's burst) must not swing the controller. The other way
 there is no such thing: a step that was faster than its price shows a price that is too high."""
@@ -28,10 +28,10 @@ class Residuals:
     def __init__(self) -> None:
         # Regions hardly seen yet move along with the others: the machine as a whole is slower or
         # faster than when it was measured, and one price corrected without the others would tip
-        # every comparison.
+        # every comparison. So would one that is corrected by the others although it was seen.
         self._common = 0.0
-        """Mean log-ratio of regions with fewer than `FEW` observations."""
         self._own: dict[int, float] = {}
+        """Mean log-ratios."""
         self._counts: Counter[int] = Counter()
 
     def observe(self, num_tokens: float, measured_ms: float, predicted_ms: float) -> None:
@@ -39,13 +39,11 @@ class Residuals:
         ratio = min(max(measured_ms / max(predicted_ms, 1e-6), LEAST), CLIP)
         region = _region(num_tokens)
         self._counts[region] += 1
+        count = self._counts[region]
+        own = self._own.get(region, 0.0)
+        self._own[region] = own + max(WEIGHT, 1.0 / count) * (math.log(ratio) - own)
         # The first few count for more: a table that was measured on a busy machine is far off.
-        weight = max(WEIGHT, 1.0 / (self._counts[region] + 1))
-        if region in self._own:
-            self._own[region] += weight * (math.log(ratio) - self._own[region])
-        self._common += weight * (math.log(ratio) - self._common)
-        if self._counts[region] == FEW:
-            self._own[region] = self._common
+        self._common += max(WEIGHT, 1.0 / (count + 1)) * (math.log(ratio) - self._common)
 
     def factors(self, num_tokens: FloatArray) -> FloatArray:
         """Correction [n] for predictions at `num_tokens` [n]; linear between region centres."""
@@ -62,7 +60,8 @@ class Residuals:
         return math.exp(self._at(left) * (1 - right_weight) + self._at(left + 1) * right_weight)
 
     def _at(self, region: int) -> float:
-        return self._own.get(region, self._common)
+        own = min(1.0, self._counts[region] / FEW)
+        return own * self._own.get(region, 0.0) + (1.0 - own) * self._common
 
 
 def _region(num_tokens: float) -> int:

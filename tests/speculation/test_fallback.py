@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 
 from smart_serve.speculation.fallback import (
     ENTER,
+    FIRST_LOOK,
     FIRST_PROBE,
     LAST_PROBE,
     LEAVE,
-    PLAIN_LOOK,
+    LOOK_SHARE,
     REST_STEPS,
     Decision,
     Fallback,
@@ -39,9 +41,13 @@ def test_it_starts_hopeful_and_stops_when_it_does_not_pay() -> None:
 
 def test_noise_between_the_two_thresholds_changes_nothing() -> None:
     rng = np.random.default_rng(0)
-    between = rng.uniform(LEAVE + 1e-6, ENTER - 1e-6, PLAIN_LOOK - 2).tolist()
-    assert switches(trace([1.5, *between])) == 0
+    between = rng.uniform(LEAVE + 1e-6, ENTER - 1e-6, 250).tolist()
     assert switches(trace([0.9, *between])) == 0
+    # While drafting, every plain step is a look at plain decoding, and the next one drafts again.
+    drafting = trace([1.5, *between])
+    looks = [i for i, decision in enumerate(drafting) if decision is Decision.PLAIN]
+    assert min(np.diff(looks)) >= FIRST_LOOK
+    assert switches(drafting) == 2 * len(looks)
 
 
 def test_without_hysteresis_the_same_noise_would_flap() -> None:
@@ -84,9 +90,19 @@ def test_batches_that_wobble_do_not_defeat_the_back_off() -> None:
 
 
 def test_plain_decoding_is_looked_at_now_and_then_while_drafting_pays() -> None:
-    decisions = trace([1.5] * (4 * PLAIN_LOOK))
+    wait = round((1 - 1 / 2.0) / LOOK_SHARE)
+    decisions = trace([2.0] * (4 * wait))
     assert decisions.count(Decision.PLAIN) == 4
-    assert decisions.count(Decision.DRAFT) == 4 * PLAIN_LOOK - 4
+    assert decisions.count(Decision.DRAFT) == 4 * wait - 4
+
+
+def test_the_less_drafting_brings_the_more_often_plain_decoding_is_looked_at() -> None:
+    steps = 20_000
+    for speedup in (1.02, 1.1, 1.5, 4.0):
+        looks = trace([speedup] * steps).count(Decision.PLAIN)
+        lost = looks / steps * (1 - 1 / speedup)
+        assert lost == pytest.approx(LOOK_SHARE, rel=0.15)
+    assert trace([1.001] * 800).count(Decision.PLAIN) == 800 // FIRST_LOOK
 
 
 def test_a_probe_that_raises_the_prediction_is_followed_soon_by_another() -> None:
