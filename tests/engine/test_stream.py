@@ -72,3 +72,28 @@ async def test_a_failure_comes_after_what_came_before_it() -> None:
     for _ in range(2):
         with pytest.raises(ServerError, match="the engine stopped"):
             await asyncio.wait_for(stream.take(NEVER_S), SOON_S)
+
+
+async def test_a_step_wakes_each_event_loop_once() -> None:
+    """However many streams it has; and one that is closed keeps nothing from the others."""
+    here = asyncio.get_running_loop()
+    streams = [ChunkStream(request()) for _ in range(3)]
+    woken: list[object] = []
+    real = here.call_soon_threadsafe
+
+    def counted(callback: Any, *args: Any) -> Any:
+        woken.append(callback)
+        return real(callback, *args)
+
+    async def elsewhere() -> ChunkStream:
+        return ChunkStream(request())
+
+    gone = await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
+    here.call_soon_threadsafe = counted  # type: ignore[method-assign]
+    try:
+        ChunkStream.put_each([(gone, step(9)), *((stream, step(1, 2)) for stream in streams)])
+    finally:
+        here.call_soon_threadsafe = real  # type: ignore[method-assign]
+    assert len(woken) == 1
+    async with asyncio.timeout(SOON_S):
+        assert [await stream.take() for stream in streams] == [step(1, 2)] * 3
