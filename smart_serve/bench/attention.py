@@ -50,10 +50,11 @@ class AttentionBench:
         blocks_each = -(-(context + rows) // size)
         kv = KvShape(NUM_LAYERS, shape.num_kv_heads, shape.head_dim)
         self._cache = KvCache(kv, 1 + batch * blocks_each, size, like.dtype, like.device)
+        generator = torch.Generator(like.device).manual_seed(0)
         for plane in (*self._cache.keys, *self._cache.values):
-            plane.normal_()
+            plane.normal_(generator=generator)
         heads = (batch * rows, shape.num_heads, shape.head_dim)
-        self._query = torch.randn(heads, dtype=like.dtype, device=like.device)
+        self._query = like.new_empty(heads).normal_(generator=generator)
         sequences = [
             self._sequence(i, range(1 + i * blocks_each, 1 + (i + 1) * blocks_each))
             for i in range(batch)

@@ -80,9 +80,15 @@ class Still(Generic[ResultT]):
 
 def small_pair(folder: Path) -> tuple[Path, Path]:
     """Random checkpoints of a target and of an EAGLE drafter, as small as they can be."""
+    # The same ones each time: whether a tree grows must not depend on what its likeliest token is.
+    generator = torch.Generator().manual_seed(0)
     for name, of_config in (("target", LlamaForCausalLM), ("drafter", FeatureDraftNetwork)):
         SMALL.save_pretrained(folder / name)
-        save_file(of_config(SMALL).state_dict(), folder / name / "model.safetensors")
+        weights = {
+            key: SMALL.initializer_range * torch.randn(value.shape, generator=generator)
+            for key, value in of_config(SMALL).state_dict().items()
+        }
+        save_file(weights, folder / name / "model.safetensors")
     return folder / "target", folder / "drafter"
 
 
